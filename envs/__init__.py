@@ -1,0 +1,1 @@
+"""Simulated manipulation environments with image goals."""

@@ -1,0 +1,1 @@
+"""Planners: search over action sequences, given nothing but a cost function."""
