@@ -1,1 +1,64 @@
-"""Simulated manipulation environments with image goals."""
+"""Simulated manipulation tasks: Gymnasium environments whose goals are pictures.
+
+Importing this package registers `worldmodel/Reach-v0` and `worldmodel/Push-v0` with Gymnasium.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+import gymnasium
+
+from worldmodel.envs.base import Appearance, GoalEnv, Task
+from worldmodel.errors import ConfigError
+
+ENV_IDS: dict[str, str] = {"reach": "worldmodel/Reach-v0", "push": "worldmodel/Push-v0"}
+"""Short names accepted on the command line, and the registered ids they stand for."""
+
+_ENTRY_POINTS = {
+    "worldmodel/Reach-v0": "worldmodel.envs.reach:ReachEnv",
+    "worldmodel/Push-v0": "worldmodel.envs.push:PushEnv",
+}
+
+for _id, _entry_point in _ENTRY_POINTS.items():
+    if _id not in gymnasium.registry:
+        gymnasium.register(id=_id, entry_point=_entry_point, max_episode_steps=None)
+
+
+def resolve_env_id(name: str) -> str:
+    """Full id for a short name ("push") or an id.
+
+    Raises:
+        ConfigError: Unknown name; the message lists the valid ones and the nearest.
+    """
+    if name in ENV_IDS:
+        return ENV_IDS[name]
+    if name in gymnasium.registry:
+        return name
+    known = [*ENV_IDS, *ENV_IDS.values()]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"unknown environment {name!r}; valid: {', '.join(known)}{hint}")
+
+
+def make_env(name: str, *, image_size: int = 64, render: bool = True) -> GoalEnv:
+    """Build an environment by short name or registered id, without Gymnasium's wrappers.
+
+    Args:
+        name: "reach", "push" or the id of a registered `GoalEnv`.
+        image_size: Height and width of the pictures, pixels.
+        render: False gives black pictures and needs no OpenGL.
+
+    Raises:
+        ConfigError: Unknown name, or the id does not name a `GoalEnv`.
+        RenderingError: No OpenGL backend works.
+    """
+    env = gymnasium.make(
+        resolve_env_id(name), disable_env_checker=True, image_size=image_size, render=render
+    ).unwrapped
+    if not isinstance(env, GoalEnv):
+        raise ConfigError(f"{name!r} is registered but is not a worldmodel GoalEnv")
+    return env
+
+
+__all__ = ["ENV_IDS", "Appearance", "GoalEnv", "Task", "make_env", "resolve_env_id"]

@@ -30,7 +30,7 @@ class Appearance:
 
     object_rgb: tuple[float, float, float] = (0.85, 0.20, 0.15)
     table_rgb: tuple[float, float, float] = (0.80, 0.78, 0.72)
-    arm_rgb: tuple[float, float, float] = (0.25, 0.35, 0.55)
+    arm_rgb: tuple[float, float, float] = (0.35, 0.55, 0.85)
     light: float = 1.0
     camera_offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
     object_shape: str = "box"
