@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import Any, Protocol
 
 import mujoco
@@ -132,7 +133,8 @@ class SceneRenderer:
             self._gl.free()
 
     def __del__(self) -> None:
-        if getattr(self, "_is_open", False):
+        # At interpreter exit mujoco has already torn its displays down.
+        if getattr(self, "_is_open", False) and not sys.is_finalizing():
             self.close()
 
     def _add_shadow(self, point: NDArray[np.float64]) -> None:

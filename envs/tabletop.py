@@ -227,6 +227,10 @@ class TabletopEnv(GoalEnv):
         w, x, y, z = pose[3:]
         return pose[:3].copy(), float(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
 
+    def goal_position(self) -> Array:
+        """(3,) goal of the current task, metres, world frame."""
+        return self._goal.copy()
+
     def in_contact(self) -> bool:
         """Whether a finger touches the object."""
         geoms = self._data.contact.geom

@@ -1,0 +1,208 @@
+"""Scripted behaviour: experts that solve the tasks from true state, and exploratory play for recording data.
+
+They read the simulator's state, so they may collect demonstrations and prove that tasks are solvable; they are no
+baseline for agents that see pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldmodel.envs.base import Array, GoalEnv
+from worldmodel.envs.push import CONTACT_GAP_M, PUSH_HEIGHT_M
+from worldmodel.envs.tabletop import (
+    MAX_OPENING_M,
+    MAX_STEP_M,
+    OBJECT_HALF_M,
+    WORKSPACE_HIGH,
+    WORKSPACE_LOW,
+    TabletopEnv,
+)
+from worldmodel.errors import ConfigError
+
+Action = NDArray[np.float32]
+
+TRAVEL_HEIGHT_M = 0.105
+"""Gripper height at which the fingers pass above the block, metres."""
+_TOLERANCE_M = 0.012
+
+
+class Policy(Protocol):
+    """Chooses actions from the true state of a tabletop environment."""
+
+    def act(self, env: GoalEnv) -> Action:
+        """Next action (4,) in [-1, 1]."""
+        ...
+
+
+def expert(env_name: str, *, noise_std: float = 0.0, rng: np.random.Generator | None = None) -> Policy:
+    """Expert of an environment.
+
+    Args:
+        env_name: "reach", "push" or the full id.
+        noise_std: Standard deviation of Gaussian noise added to its actions (in action units), 0 for none.
+        rng: Stream of that noise; required when `noise_std` > 0.
+
+    Raises:
+        ConfigError: No expert exists for this environment, or noise was asked for without a stream.
+    """
+    experts: dict[str, Callable[[], Policy]] = {"reach": ReachExpert, "push": PushExpert}
+    name = env_name.removeprefix("worldmodel/").removesuffix("-v0").lower()
+    if name not in experts:
+        raise ConfigError(f"no scripted expert for {env_name!r}; there is one for: {', '.join(experts)}")
+    policy = experts[name]()
+    if noise_std == 0.0:
+        return policy
+    if rng is None:
+        raise ConfigError("noise_std > 0 needs an rng")
+    return Noisy(policy, noise_std, rng)
+
+
+def play(env_name: str, rng: np.random.Generator) -> Policy:
+    """Exploratory play: pushes to random places, sweeps near the block, free moves, correlated noise.
+
+    Raises:
+        ConfigError: The environment is not one of the tabletop family.
+    """
+    expert(env_name)
+    return Play(rng)
+
+
+class ReachExpert:
+    """Straight line to the goal."""
+
+    def act(self, env: GoalEnv) -> Action:
+        """See `Policy`."""
+        table = _tabletop(env)
+        return move_towards(table, table.goal_position())
+
+
+class PushExpert:
+    """Goes behind the block (over it if it is in the way), then pushes along the line to the goal."""
+
+    def act(self, env: GoalEnv) -> Action:
+        """See `Policy`."""
+        table = _tabletop(env)
+        return push_towards(table, table.goal_position()[:2])
+
+
+class Noisy:
+    """Adds Gaussian noise to another policy."""
+
+    def __init__(self, policy: Policy, std: float, rng: np.random.Generator) -> None:
+        self._policy = policy
+        self._std = std
+        self._rng = rng
+
+    def act(self, env: GoalEnv) -> Action:
+        """See `Policy`."""
+        noise = self._rng.normal(0.0, self._std, 4)
+        noise[3] = 0.0
+        return np.clip(self._policy.act(env) + noise, -1.0, 1.0).astype(np.float32)
+
+
+class Play:
+    """Switches between short random behaviours, each with smooth noise on top.
+
+    The noise matters: a predictor can only tell what actions do where actions vary given the state
+    (`small-jepa` notes, section 6).
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._left = 0
+        self._kind = "free"
+        self._target = np.zeros(3)
+        self._noise = np.zeros(4)
+        self._opening = 0.0
+
+    def act(self, env: GoalEnv) -> Action:
+        """See `Policy`."""
+        table = _tabletop(env)
+        if self._left == 0:
+            self._choose(table)
+        self._left -= 1
+        self._noise = 0.75 * self._noise + 0.66 * self._rng.normal(0.0, 1.0, 4)
+        if self._kind == "push":
+            action = push_towards(table, self._target[:2]) + 0.25 * self._noise
+        elif self._kind == "noise":
+            action = self._noise.copy()
+            # Gently towards pushing height, where contacts happen.
+            action[2] = 0.5 * self._noise[2] - 4.0 * (table.gripper_position()[2] - 0.05)
+        else:
+            action = move_towards(table, self._target) + 0.35 * self._noise
+        action[3] = 20.0 * (self._opening - table.opening()) + 0.2 * self._noise[3]
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+    def _choose(self, table: TabletopEnv) -> None:
+        rng = self._rng
+        cube, _ = table.object_pose()
+        self._kind = str(rng.choice(["push", "sweep", "free", "noise"], p=[0.45, 0.25, 0.2, 0.1]))
+        self._left = int(rng.integers(8, 25))
+        self._target = rng.uniform(WORKSPACE_LOW, WORKSPACE_HIGH)
+        if self._kind == "push":
+            self._target[:2] = rng.uniform(WORKSPACE_LOW[:2] + 0.05, WORKSPACE_HIGH[:2] - 0.05)
+        elif self._kind == "sweep":
+            angle = rng.uniform(0, 2 * np.pi)
+            self._target[:2] = cube[:2] + rng.uniform(0.0, 0.12) * np.array([np.cos(angle), np.sin(angle)])
+            self._target[2] = rng.uniform(WORKSPACE_LOW[2], 0.07)
+        if rng.random() < 0.15:
+            self._opening = float(rng.uniform(0.0, MAX_OPENING_M)) if self._opening == 0.0 else 0.0
+
+
+def move_towards(table: TabletopEnv, target: Array) -> Action:
+    """Action that brings the gripper nearer to `target` (3,), metres, with closed fingers."""
+    action = np.zeros(4, dtype=np.float32)
+    action[:3] = np.clip((target - table.gripper_position()) / MAX_STEP_M, -1.0, 1.0)
+    action[3] = -1.0
+    return action
+
+
+def push_towards(table: TabletopEnv, goal: Array) -> Action:
+    """Action of one step of pushing the block to `goal` (2,), metres; zeros once it is there within 8 mm."""
+    gripper = table.gripper_position()
+    cube, _ = table.object_pose()
+    offset = goal - cube[:2]
+    distance = float(np.linalg.norm(offset))
+    if distance < 0.008:
+        return np.zeros(4, dtype=np.float32)
+    along = offset / distance
+    across = np.array([-along[1], along[0]])
+    relative = gripper[:2] - cube[:2]
+    lateral = float(relative @ across)
+    is_low = gripper[2] < PUSH_HEIGHT_M + 0.025
+    if is_low and relative @ along < -OBJECT_HALF_M * 0.8 and abs(lateral) < 0.02:
+        advance = min(MAX_STEP_M, 0.6 * distance + 0.004 + max(0.0, -relative @ along - CONTACT_GAP_M - 0.012))
+        step = along * advance - across * lateral
+        return move_towards(table, np.append(gripper[:2] + step, PUSH_HEIGHT_M))
+    behind = cube[:2] - along * (CONTACT_GAP_M + 0.022)
+    behind = np.clip(behind, WORKSPACE_LOW[:2], WORKSPACE_HIGH[:2])
+    return _approach(table, behind, cube[:2])
+
+
+def _approach(table: TabletopEnv, target: Array, cube: Array) -> Action:
+    """Step towards `target` (2,) at pushing height, over the block when it is in the way."""
+    gripper = table.gripper_position()
+    if np.linalg.norm(gripper[:2] - target) < _TOLERANCE_M or not _crosses(gripper[:2], target, cube):
+        return move_towards(table, np.append(target, PUSH_HEIGHT_M))
+    if gripper[2] > TRAVEL_HEIGHT_M - 0.012:
+        return move_towards(table, np.append(target, TRAVEL_HEIGHT_M))
+    away = gripper[:2] - cube
+    return move_towards(table, np.append(gripper[:2] + 0.2 * away, TRAVEL_HEIGHT_M))
+
+
+def _crosses(start: Array, end: Array, cube: Array) -> bool:
+    """Whether the fingers, moving straight, would touch the block."""
+    path = end - start
+    share = np.clip((cube - start) @ path / max(float(path @ path), 1e-9), 0.0, 1.0)
+    return bool(np.linalg.norm(start + share * path - cube) < OBJECT_HALF_M * 1.2 + 0.018)
+
+
+def _tabletop(env: GoalEnv) -> TabletopEnv:
+    if not isinstance(env, TabletopEnv):
+        raise ConfigError(f"scripted policies need a tabletop environment, got {type(env).__name__}")
+    return env
