@@ -1,0 +1,321 @@
+"""Recording episodes: scripted policies in simulated environments, in parallel, into one episode file.
+
+Work is split into blocks of episodes. A worker builds one environment (and one renderer) per block and returns arrays;
+the parent alone writes, in episode order. Every episode draws from its own stream, seeded by (seed, episode), so the
+file does not depend on the number of workers, and a run continued after an interruption equals one that never stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from worldmodel.data.episodes import EpisodeDataset, EpisodeWriter
+from worldmodel.data.records import Episode, EpisodeSpec
+from worldmodel.envs import make_env, resolve_env_id
+from worldmodel.envs.base import GoalEnv
+from worldmodel.envs.scripted import Policy, expert, play
+from worldmodel.errors import ConfigError, DataError
+
+MAX_NOISE_STD = 0.5
+"""Expert episodes draw the standard deviation of their action noise from [0, MAX_NOISE_STD], share of half-range."""
+_NOISE_MEMORY = 0.7  # AR(1) coefficient: about three control steps, so that noise moves the arm instead of jittering it
+
+
+@dataclass(kw_only=True)
+class CollectConfig:
+    """What to record.
+
+    Attributes:
+        env: Environment, short name or id.
+        episodes: Episodes to record; with `append`, the number that the file holds of this environment in the end.
+        out: HDF5 file.
+        workers: Processes, each with one thread.
+        seed: Root of all random streams; a non-negative integer.
+        expert_fraction: Share of episodes acted by the scripted expert with action noise; play for the rest.
+        image_size: Height and width of the pictures, pixels.
+        steps: Control steps per episode; None means the limit of the environment.
+        append: Continue the file. Environments may share one file when their specs agree.
+        episodes_per_block: Episodes a worker records before it hands them over to be written.
+    """
+
+    env: str = "push"
+    episodes: int = 1000
+    out: str = "outputs/episodes.h5"
+    workers: int = 2
+    seed: int = 0
+    expert_fraction: float = 0.3
+    image_size: int = 64
+    steps: int | None = None
+    append: bool = False
+    episodes_per_block: int = 20
+
+    def validate(self) -> None:
+        """Raise ConfigError when a value is out of range; called by `collect`."""
+        for name in ("episodes", "workers", "episodes_per_block"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be >= 0, got {self.seed}")
+        if not 0 <= self.expert_fraction <= 1:
+            raise ConfigError(f"expert_fraction must be in [0, 1], got {self.expert_fraction}")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"steps must be >= 1 or null, got {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectReport:
+    """What a run of `collect` did.
+
+    Attributes:
+        path: The file.
+        episodes: Episodes recorded by this run.
+        frames: Frames recorded by this run.
+        seconds: Wall time of recording and writing.
+        frames_per_s: Frames over seconds; 0 when there was nothing to do.
+        total_episodes: Episodes in the file now.
+        content_hash: Of the file now.
+    """
+
+    path: Path
+    episodes: int
+    frames: int
+    seconds: float
+    frames_per_s: float
+    total_episodes: int
+    content_hash: str
+
+
+def episode_seed(seed: int, episode: int) -> int:
+    """Seed (63 bits) of one episode of a collection; stored with the episode and enough to record it again."""
+    return int(np.random.SeedSequence([seed, episode]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class NoisyExpert:
+    """The scripted expert with correlated action noise and, per episode, its own noise level.
+
+    Noise makes it visit states around its path and press against the object off-centre, which a dynamics model has to
+    know about.
+
+    Args:
+        env_name: Environment the expert is for.
+        rng: Stream of this episode.
+    """
+
+    def __init__(self, env_name: str, rng: np.random.Generator) -> None:
+        self._expert = expert(env_name)
+        self._rng = rng
+        self._std = rng.uniform(0.0, MAX_NOISE_STD)
+        self._noise: NDArray[np.float64] | None = None
+
+    def act(self, env: GoalEnv) -> NDArray[np.float32]:
+        """Action (A_env,) for the current state."""
+        action = self._expert.act(env)
+        fresh = self._rng.normal(0.0, self._std, action.shape)
+        old = fresh if self._noise is None else self._noise
+        self._noise = _NOISE_MEMORY * old + np.sqrt(1 - _NOISE_MEMORY**2) * fresh
+        return np.asarray(action + self._noise, np.float32)
+
+
+def record_episode(env: GoalEnv, policy: Policy, *, seed: int, steps: int, label: str, env_id: str) -> Episode:
+    """Run one policy for one episode and keep everything.
+
+    Args:
+        env: Environment; it is reset with `seed`, which samples the task.
+        policy: What acts.
+        seed: Passed to `reset` and stored.
+        steps: Control steps T.
+        label: Name stored for the policy.
+        env_id: Environment id stored with the episode.
+
+    Raises:
+        SimulationError: No task could be sampled, or the simulation diverged.
+    """
+    low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
+    observation, info = env.reset(seed=seed)
+    pixels, proprio = [observation["pixels"]], [observation["proprio"]]
+    actions, privileged, contact = [], [env.privileged()], [bool(info["contact"])]
+    for _ in range(steps):
+        action = np.clip(policy.act(env), low, high).astype(np.float32)
+        observation, _, _, _, info = env.step(action)
+        actions.append(action)
+        pixels.append(observation["pixels"])
+        proprio.append(observation["proprio"])
+        privileged.append(env.privileged())
+        contact.append(bool(info["contact"]))
+    return Episode(
+        pixels=np.stack(pixels),
+        proprio=np.stack(proprio).astype(np.float32),
+        action=np.stack(actions),
+        privileged=np.stack(privileged).astype(np.float32),
+        contact=np.array(contact, np.bool_),
+        policy=label,
+        seed=seed,
+        success=bool(info["is_success"]),
+        env_id=env_id,
+    )
+
+
+def record_block(config: CollectConfig, first: int, last: int) -> list[Episode]:
+    """Record episodes [first, last) of a collection with one environment. This is the work of one worker task."""
+    env_id = resolve_env_id(config.env)
+    env = make_env(config.env, image_size=config.image_size)
+    try:
+        steps = _num_steps(config, env)
+        episodes = []
+        for number in range(first, last):
+            seed = episode_seed(config.seed, number)
+            # A child of the stored seed: reset(seed) already uses the seed itself to sample the task.
+            rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
+            is_expert = rng.random() < config.expert_fraction
+            policy: Policy = NoisyExpert(config.env, rng) if is_expert else play(config.env, rng)
+            label = "expert" if is_expert else "play"
+            episodes.append(record_episode(env, policy, seed=seed, steps=steps, label=label, env_id=env_id))
+        return episodes
+    finally:
+        env.close()
+
+
+def spec_of(env: GoalEnv, env_id: str, image_size: int) -> EpisodeSpec:
+    """Describe the episodes of an environment.
+
+    Proprioceptive entries are named after the privileged quantities they equal, and numbered when they equal none.
+    """
+    observation, _ = env.reset(seed=0)
+    proprio, truth = observation["proprio"], env.privileged()[: len(observation["proprio"])]
+    is_named = truth.shape == proprio.shape and np.allclose(proprio, truth, atol=1e-6)
+    names = env.privileged_names[: len(proprio)] if is_named else [f"proprio_{i}" for i in range(len(proprio))]
+    return EpisodeSpec(
+        env_id=env_id,
+        image_size=image_size,
+        action_low=tuple(env.action_space.low.tolist()),  # type: ignore[attr-defined]
+        action_high=tuple(env.action_space.high.tolist()),  # type: ignore[attr-defined]
+        proprio_names=tuple(names),
+        privileged_names=tuple(env.privileged_names),
+        control_dt_s=1.0 / env.metadata["render_fps"],
+    )
+
+
+def collect(config: CollectConfig, progress: bool = True) -> CollectReport:
+    """Record episodes into one file.
+
+    Interrupting is safe: what was handed over before stays in the file, and the same call with `append` continues it.
+
+    Args:
+        config: What to record.
+        progress: Show a progress bar on stderr when that is a terminal.
+
+    Raises:
+        ConfigError: A value is out of range or the environment is unknown.
+        DataError: The file exists without `append`, belongs to another spec, or cannot be written.
+        RenderingError: No OpenGL backend works.
+        SimulationError: An episode could not be simulated.
+    """
+    config.validate()
+    env_id = resolve_env_id(config.env)
+    out = Path(config.out)
+    if out.exists() and not config.append:
+        raise DataError(f"{out} already exists; continue it with append=true, or choose another out=")
+    env = make_env(config.env, image_size=config.image_size)
+    try:
+        steps = _num_steps(config, env)
+        spec = spec_of(env, env_id, config.image_size)
+    finally:
+        env.close()
+    recorded = frames = 0
+    begin = time.perf_counter()
+    with EpisodeWriter(out, spec, append=config.append) as writer:
+        missing = config.episodes - writer.count(env_id)
+        blocks = _blocks(len(writer), max(missing, 0), config.episodes_per_block)
+        with _progress_bar(max(missing, 0), progress) as advance, _recorded(config, blocks) as results:
+            for episodes in results:
+                for episode in episodes:
+                    writer.append(episode)
+                writer.flush()
+                recorded += len(episodes)
+                frames += len(episodes) * (steps + 1)
+                advance(len(episodes), frames / (time.perf_counter() - begin))
+    seconds = time.perf_counter() - begin
+    dataset = EpisodeDataset.open(out)
+    return CollectReport(
+        path=out,
+        episodes=recorded,
+        frames=frames,
+        seconds=seconds,
+        frames_per_s=frames / seconds,
+        total_episodes=len(dataset),
+        content_hash=dataset.content_hash,
+    )
+
+
+def _num_steps(config: CollectConfig, env: GoalEnv) -> int:
+    steps = env.max_steps if config.steps is None else config.steps
+    if steps > env.max_steps:
+        raise ConfigError(f"steps must be <= {env.max_steps}, the limit of {config.env}, got {steps}")
+    return steps
+
+
+def _blocks(start: int, count: int, size: int) -> list[tuple[int, int]]:
+    """Ranges [first, last) that cover episodes start .. start + count."""
+    stop = start + count
+    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def _worker_block(config: CollectConfig, first: int, last: int) -> list[Episode]:
+    """`record_block` in a worker process: Ctrl-C is for the parent, which then stops the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return record_block(config, first, last)
+
+
+@contextmanager
+def _recorded(config: CollectConfig, blocks: list[tuple[int, int]]) -> Iterator[Iterator[list[Episode]]]:
+    """Recorded blocks in order, made by worker processes (or here when one worker, or one block, is enough)."""
+    workers = min(config.workers, len(blocks))
+    if workers <= 1:
+        yield (record_block(config, *block) for block in blocks)
+        return
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+        results: Generator[list[Episode], None, None] = joblib.Parallel(n_jobs=workers, return_as="generator")(
+            joblib.delayed(_worker_block)(config, *block) for block in blocks
+        )
+    try:
+        yield results
+    finally:
+        results.close()
+
+
+@contextmanager
+def _progress_bar(total: int, wanted: bool) -> Iterator[_Advance]:
+    """A bar on stderr with frames per second; silent when stderr is not a terminal."""
+    columns = (
+        TextColumn("recording"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("episodes, {task.fields[rate]:.0f} frames/s"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not (wanted and sys.stderr.isatty())) as bar:
+        yield _Advance(bar, bar.add_task("recording", total=total, rate=0.0))
+
+
+class _Advance:
+    """Moves the bar."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar = bar
+        self._task = task
+
+    def __call__(self, episodes: int, rate: float) -> None:
+        self._bar.update(self._task, advance=episodes, rate=rate)

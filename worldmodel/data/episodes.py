@@ -1,0 +1,438 @@
+"""Episodes on disk: write, read, validate, split and hash.
+
+One HDF5 file holds flat arrays over frames (F) and an index over episodes, so that it opens in any HDF5 tool:
+
+```
+/pixels (F,Y,X,3) uint8     /proprio (F,P) float32     /action (F,A) float32
+/privileged (F,G) float32   /contact (F,) bool
+/index/episode_start, episode_len, env_id, policy, seed, success, digest
+attributes: format, version, spec (JSON)
+```
+
+Row f of `action` is the action taken in frame f; the last row of an episode is zero because nothing follows it.
+Episodes lie one after another without gaps. Data rows are written and flushed before the index rows that name them, and
+HDF5 is kept from reusing space or writing metadata in between, so a killed recording leaves what was flushed readable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from worldmodel.data.records import ARRAYS, Episode, EpisodeSpec, check_episode, episode_digest, frame_rows
+from worldmodel.errors import DataError
+
+FORMAT = "worldmodel-episodes"
+VERSION = 1
+FRAMES_PER_CHUNK = 32
+_MAX_CHUNK_BYTES = 2**20
+_MAX_PENDING = 64  # episodes held in memory before a flush happens by itself
+_NAME_DTYPE = "S64"
+_INDEX_DTYPES: dict[str, Any] = {
+    "episode_start": np.int64,
+    "episode_len": np.int64,
+    "env_id": _NAME_DTYPE,
+    "policy": _NAME_DTYPE,
+    "seed": np.int64,
+    "success": np.bool_,
+}
+
+
+@contextmanager
+def _hdf5_errors(path: Path) -> Iterator[None]:
+    """Turn whatever HDF5 says about a bad or busy file into a DataError of one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except BlockingIOError as error:
+        raise DataError(f"{path} is open in another process; wait for it to finish") from error
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} cannot be used as an episode file: {reason}") from error
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[Any]:
+    """Open an HDF5 file for reading."""
+    with _hdf5_errors(path), h5py.File(path, "r") as file:
+        yield file
+
+
+def _read_spec(file: Any, path: Path) -> EpisodeSpec:
+    """Check the header of an open file and return its spec."""
+    if file.attrs.get("format") != FORMAT:
+        raise DataError(
+            f"{path} is an HDF5 file but not an episode file (attribute format={file.attrs.get('format')!r})"
+        )
+    if int(file.attrs["version"]) != VERSION:
+        raise DataError(f"{path} has format version {file.attrs['version']}, this package reads version {VERSION}")
+    return EpisodeSpec.from_json(str(file.attrs["spec"]))
+
+
+def _pin_metadata(file: Any) -> None:
+    """Let HDF5 write metadata at a flush only, so that a killed process leaves the state of the last flush."""
+    config = file.id.get_mdc_config()
+    config.evictions_enabled = False
+    config.incr_mode = config.flash_incr_mode = config.decr_mode = 0  # required when evictions are off
+    file.id.set_mdc_config(config)
+
+
+def _chunk_rows(row_bytes: int) -> int:
+    """Frames per chunk: a block of frames, fewer when a frame is large."""
+    return max(1, min(FRAMES_PER_CHUNK, _MAX_CHUNK_BYTES // row_bytes))
+
+
+def _create_arrays(file: Any, spec: EpisodeSpec) -> None:
+    """Lay out an empty episode file."""
+    file.attrs.update({"format": FORMAT, "version": VERSION, "spec": spec.to_json()})
+    for name, (row, dtype) in spec.array_layout().items():
+        rows = _chunk_rows(int(np.prod(row))) if name == "pixels" else 1024
+        options = {"maxshape": (None, *row), "chunks": (rows, *row), "compression": "gzip", "compression_opts": 1}
+        file.create_dataset(name, (0, *row), dtype, fletcher32=True, **options)
+    index = file.create_group("index")
+    for name, dtype in _INDEX_DTYPES.items():
+        index.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(1024,), fletcher32=True)
+    index.create_dataset("digest", (0, 32), np.uint8, maxshape=(None, 32), chunks=(1024, 32), fletcher32=True)
+    file.flush()
+
+
+class EpisodeWriter:
+    """Appends episodes to a file; use as a context manager. Leaving it through an exception keeps what was appended.
+
+    Args:
+        path: File to create, or to continue with `append`.
+        spec: Must equal the spec of an existing file in everything but `env_id`.
+        append: Continue an existing file (create it when missing). Without it an existing file is refused.
+
+    Raises:
+        DataError: The file exists and `append` is off, cannot be read, or has another spec.
+    """
+
+    def __init__(self, path: str | Path, spec: EpisodeSpec, *, append: bool = False) -> None:
+        self.path = Path(path)
+        self.spec = spec
+        self._pending: list[Episode] = []
+        self._num_episodes = self._num_frames = 0
+        self._env_counts: Counter[str] = Counter()
+        exists = self.path.exists()
+        if exists and not append:
+            raise DataError(f"{self.path} already exists; append to it with append=true, or choose another path")
+        if exists:
+            stored = EpisodeDataset.open(self.path)
+            differences = stored.spec.differences(spec)
+            if differences:
+                raise DataError(f"cannot append to {self.path}: file against request: {'; '.join(differences)}")
+            self._num_episodes, self._num_frames = len(stored), stored.num_frames
+            self._env_counts.update(stored.index.env_id.tolist())
+            self.spec = stored.spec
+        with _hdf5_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if exists:
+                self._file = h5py.File(self.path, "r+")
+                self._drop_unindexed()
+            else:
+                # No free-space reuse: a rewritten chunk goes to fresh space and the flushed one stays intact.
+                self._file = h5py.File(self.path, "w", libver=("v108", "v110"), fs_strategy="none")
+                _create_arrays(self._file, spec)
+            _pin_metadata(self._file)
+
+    def __len__(self) -> int:
+        """Episodes in the file, those not flushed yet included."""
+        return self._num_episodes + len(self._pending)
+
+    def count(self, env_id: str) -> int:
+        """Episodes of one environment, those not flushed yet included."""
+        return self._env_counts[env_id]
+
+    def _drop_unindexed(self) -> None:
+        """Drop rows that an interrupted run wrote but never indexed."""
+        for name in ARRAYS:
+            self._file[name].resize(self._num_frames, axis=0)
+        for name in (*_INDEX_DTYPES, "digest"):
+            self._file["index"][name].resize(self._num_episodes, axis=0)
+
+    def append(self, episode: Episode) -> None:
+        """Add one episode; it is in memory until `flush`, which happens by itself from time to time.
+
+        Raises:
+            DataError: Shapes, dtypes or values do not fit the spec; the episode is then not added.
+        """
+        named = replace(episode, env_id=episode.env_id or self.spec.env_id)
+        check_episode(named, self.spec, f"episode {len(self)}")
+        for label in (named.env_id, named.policy):
+            if len(label.encode()) > np.dtype(_NAME_DTYPE).itemsize:
+                raise DataError(f"names are at most {np.dtype(_NAME_DTYPE).itemsize} bytes, got {label!r}")
+        self._pending.append(named)
+        self._env_counts[named.env_id] += 1
+        if len(self._pending) >= _MAX_PENDING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make all appended episodes part of the file: data first, then the index rows that name them.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        if not self._pending:
+            return
+        lengths = np.array([episode.num_frames for episode in self._pending], np.int64)
+        starts = self._num_frames + np.cumsum(lengths) - lengths
+        stop = int(starts[-1] + lengths[-1])
+        rows = [frame_rows(episode) for episode in self._pending]
+        with _hdf5_errors(self.path):
+            for name in ARRAYS:
+                self._file[name].resize(stop, axis=0)
+                self._file[name][self._num_frames : stop] = np.concatenate([row[name] for row in rows])
+            self._file.flush()
+            self._write_index(starts, lengths)
+            self._file.flush()
+        self._num_frames = stop
+        self._num_episodes += len(self._pending)
+        self._pending.clear()
+
+    def _write_index(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
+        episodes = self._pending
+        columns: dict[str, Any] = {
+            "episode_start": starts,
+            "episode_len": lengths,
+            "env_id": np.array([episode.env_id.encode() for episode in episodes], _NAME_DTYPE),
+            "policy": np.array([episode.policy.encode() for episode in episodes], _NAME_DTYPE),
+            "seed": np.array([episode.seed for episode in episodes], np.int64),
+            "success": np.array([episode.success for episode in episodes], np.bool_),
+            "digest": np.stack([np.frombuffer(episode_digest(episode), np.uint8) for episode in episodes]),
+        }
+        for name, values in columns.items():
+            dataset = self._file["index"][name]
+            dataset.resize(self._num_episodes + len(episodes), axis=0)
+            dataset[self._num_episodes :] = values
+
+    def close(self) -> None:
+        """Flush and close; closing twice is harmless."""
+        if self._file:
+            try:
+                self.flush()
+            finally:
+                self._file.close()
+
+    def __enter__(self) -> EpisodeWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeIndex:
+    """The index table; every array has one entry per episode (E).
+
+    Attributes:
+        start: (E,) first frame.
+        length: (E,) number of frames.
+        env_id: (E,) environment ids (numpy strings).
+        policy: (E,) policy names.
+        seed: (E,) int64.
+        success: (E,) bool.
+        digest: (E, 32) uint8, SHA-256 of each episode.
+    """
+
+    start: NDArray[np.int64]
+    length: NDArray[np.int64]
+    env_id: NDArray[np.str_]
+    policy: NDArray[np.str_]
+    seed: NDArray[np.int64]
+    success: NDArray[np.bool_]
+    digest: NDArray[np.uint8]
+
+
+def _read_index(file: Any, path: Path) -> EpisodeIndex:
+    """Read the index as far as all of its columns and the data arrays reach, and check that it makes sense."""
+    table = file["index"]
+    columns = {name: table[name][()] for name in (*_INDEX_DTYPES, "digest")}
+    count = min(len(column) for column in columns.values())
+    columns = {name: column[:count] for name, column in columns.items()}
+    start, length = columns["episode_start"], columns["episode_len"]
+    if (length < 2).any():
+        raise DataError(f"{path}: episode {int(np.argmax(length < 2))} has fewer than 2 frames in the index")
+    expected = np.concatenate([[0], np.cumsum(length)])
+    if (start != expected[:-1]).any():
+        bad = int(np.argmax(start != expected[:-1]))
+        raise DataError(f"{path}: episode {bad} starts at frame {start[bad]} in the index, expected {expected[bad]}")
+    return EpisodeIndex(
+        start=start,
+        length=length,
+        env_id=np.char.decode(columns["env_id"], "utf-8"),
+        policy=np.char.decode(columns["policy"], "utf-8"),
+        seed=columns["seed"],
+        success=columns["success"],
+        digest=columns["digest"],
+    )
+
+
+class EpisodeDataset:
+    """Read access to an episode file. Small arrays are in memory, pixels are read on demand (or kept, see `pixels`)."""
+
+    def __init__(self, path: Path, spec: EpisodeSpec, index: EpisodeIndex, small: dict[str, NDArray[Any]]) -> None:
+        self.path = path
+        self.spec = spec
+        self.index = index
+        self.proprio: NDArray[np.float32] = small["proprio"]
+        self.action: NDArray[np.float32] = small["action"]
+        self.privileged: NDArray[np.float32] = small["privileged"]
+        self.contact: NDArray[np.bool_] = small["contact"]
+
+    @classmethod
+    def open(cls, path: str | Path) -> EpisodeDataset:
+        """Open and validate a file: header, index, shapes, dtypes and finite values.
+
+        Raises:
+            DataError: Missing, unreadable, or holding values that make no sense.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(f"no episode file at {path}; record one with `worldmodel collect out={path}`")
+        with _open_file(path) as file:
+            spec = _read_spec(file, path)
+            index = _read_index(file, path)
+            num_frames = int(index.length.sum())
+            small: dict[str, NDArray[Any]] = {}
+            for name, (row, dtype) in spec.array_layout().items():
+                data = file[name]
+                if data.shape[1:] != row or data.dtype != dtype or len(data) < num_frames:
+                    raise DataError(
+                        f"{path}: array {name} is {data.dtype}{data.shape}, "
+                        f"expected {np.dtype(dtype)} with at least {num_frames} rows of shape {row}"
+                    )
+                if name != "pixels":
+                    small[name] = data[:num_frames]
+        dataset = cls(path, spec, index, small)
+        dataset._refuse_nan()
+        return dataset
+
+    def _refuse_nan(self) -> None:
+        for name in ("proprio", "action", "privileged"):
+            bad = ~np.isfinite(getattr(self, name)).all(axis=1)
+            if bad.any():
+                episode = int(np.searchsorted(self.index.start, int(np.argmax(bad)), side="right")) - 1
+                raise DataError(f"{self.path}: array {name} holds NaN or infinite values in episode {episode}")
+
+    def __len__(self) -> int:
+        return len(self.index.start)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all episodes together."""
+        return int(self.index.length.sum())
+
+    @property
+    def env_ids(self) -> tuple[str, ...]:
+        """Distinct environment ids, in order of first appearance."""
+        return tuple(dict.fromkeys(self.index.env_id.tolist()))
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) over spec, arrays and index, independent of chunking and compression.
+
+        Built from the digests that were taken when the episodes were written; `verify` recomputes those.
+        """
+        sha = hashlib.sha256(self.spec.to_json().encode())
+        sha.update(np.ascontiguousarray(self.index.digest).data)
+        return sha.hexdigest()
+
+    def verify(self) -> None:
+        """Read every episode and compare it with its digest.
+
+        Raises:
+            DataError: An episode differs from what was written.
+        """
+        for i in range(len(self)):
+            if episode_digest(self.episode(i)) != self.index.digest[i].tobytes():
+                raise DataError(f"{self.path}: episode {i} differs from its digest; the file was altered or damaged")
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """All frames (F, Y, X, 3), read once and kept: 12 KiB a frame at 64 x 64."""
+        return self.load_pixels()
+
+    def load_pixels(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Read the frames [start, stop) as (F, Y, X, 3) uint8.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        stop = self.num_frames if stop is None else stop
+        if not 0 <= start <= stop <= self.num_frames:
+            raise DataError(f"frames [{start}, {stop}) are not inside [0, {self.num_frames}) of {self.path}")
+        with _open_file(self.path) as file:
+            frames: NDArray[np.uint8] = file["pixels"][start:stop]
+        return frames
+
+    def episode(self, i: int) -> Episode:
+        """Read episode `i`.
+
+        Raises:
+            DataError: No such episode, or the file is damaged.
+        """
+        if not 0 <= i < len(self):
+            raise DataError(f"episode must be in [0, {len(self)}), got {i}")
+        start = int(self.index.start[i])
+        stop = start + int(self.index.length[i])
+        cached = self.__dict__.get("pixels")
+        return Episode(
+            pixels=self.load_pixels(start, stop) if cached is None else cached[start:stop].copy(),
+            proprio=self.proprio[start:stop].copy(),
+            action=self.action[start : stop - 1].copy(),
+            privileged=self.privileged[start:stop].copy(),
+            contact=self.contact[start:stop].copy(),
+            policy=str(self.index.policy[i]),
+            seed=int(self.index.seed[i]),
+            success=bool(self.index.success[i]),
+            env_id=str(self.index.env_id[i]),
+        )
+
+    def split(self, validation_fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Divide the episodes into training and validation ids, both sorted.
+
+        Every 1/fraction-th episode is held out, at a phase drawn from the seed. Unlike a shuffle this never moves an
+        episode to the other side when the file grows, so nothing an older model was trained on turns up as held out.
+
+        Args:
+            validation_fraction: Share held out, in [0, 1).
+            seed: Phase of the selection.
+
+        Raises:
+            DataError: The fraction is out of range, or one side would be empty although both are asked for.
+        """
+        if not 0 <= validation_fraction < 1:
+            raise DataError(f"validation_fraction must be in [0, 1), got {validation_fraction}")
+        ids = np.arange(len(self), dtype=np.int64)
+        phase = np.random.default_rng(seed).random()
+        held_out = np.floor((ids + 1) * validation_fraction + phase) > np.floor(ids * validation_fraction + phase)
+        if validation_fraction > 0 and len(self) > 1 and not held_out.any():
+            held_out[int(phase * len(self))] = True
+        if held_out.all() or (validation_fraction > 0 and not held_out.any()):
+            raise DataError(
+                f"cannot hold out {validation_fraction} of {len(self)} episodes of {self.path}; record more"
+            )
+        return ids[~held_out], ids[held_out]
+
+
+def write_episodes(path: str | Path, spec: EpisodeSpec, episodes: Sequence[Episode]) -> EpisodeDataset:
+    """Write a new file in one go and open it."""
+    with EpisodeWriter(path, spec) as writer:
+        for episode in episodes:
+            writer.append(episode)
+    return EpisodeDataset.open(path)
