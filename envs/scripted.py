@@ -192,7 +192,8 @@ def _approach(table: TabletopEnv, target: Array, cube: Array) -> Action:
     if gripper[2] > TRAVEL_HEIGHT_M - 0.012:
         return move_towards(table, np.append(target, TRAVEL_HEIGHT_M))
     away = gripper[:2] - cube
-    return move_towards(table, np.append(gripper[:2] + 0.2 * away, TRAVEL_HEIGHT_M))
+    retreat = 0.2 * away if np.linalg.norm(away) < 2.5 * OBJECT_HALF_M else 0.0 * away
+    return move_towards(table, np.append(gripper[:2] + retreat, TRAVEL_HEIGHT_M))
 
 
 def _crosses(start: Array, end: Array, cube: Array) -> bool:
