@@ -1,4 +1,147 @@
-"""One function per command of the `worldmodel` program.
+"""One module per command of the `worldmodel` program.
 
-Separate from `cli.py`, which parses and reports: a command takes a typed config and a run folder and returns a record.
+Each defines `Settings` (a dataclass: the schema of the command) and `run(settings, run) -> Outcome`. Separate from
+`cli.py`, which parses and reports. This table imports nothing heavy, so that `worldmodel --help` answers at once.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the help says about a command.
+
+    Attributes:
+        summary: One line.
+        keys: The settings used most, with what they mean; `--dry-run` shows all.
+        examples: Complete command lines.
+        groups: Config groups it chooses from.
+        includes: Commands whose settings are part of this one's.
+    """
+
+    summary: str
+    keys: tuple[tuple[str, str], ...]
+    examples: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    includes: tuple[str, ...] = ()
+
+
+COMMANDS: dict[str, Command] = {
+    "collect": Command(
+        summary="record episodes of scripted play and experts into one HDF5 file",
+        keys=(
+            ("env=push", "environment: reach, push or a registered id"),
+            ("episodes=1000", "episodes in the file when done"),
+            ("expert_fraction=0.3", "share acted by the scripted expert, the rest is exploratory play"),
+            ("out=FILE", "where to; append=true continues a file"),
+            ("workers=2", "processes, one thread each"),
+        ),
+        examples=(
+            "worldmodel collect env=reach episodes=200 out=outputs/reach.h5",
+            "worldmodel collect env=push episodes=2000 out=outputs/push.h5 append=true",
+        ),
+    ),
+    "inspect": Command(
+        summary="describe an episode file: shapes, statistics, warnings, a contact sheet",
+        keys=(("data=FILE", "the file"),),
+        examples=("worldmodel inspect data=outputs/push.h5", "worldmodel inspect data=outputs/push.h5 --json"),
+    ),
+    "pretrain": Command(
+        summary="V-JEPA: learn an encoder from video, without actions",
+        keys=(
+            ("data=FILE", "episode file, or [a.h5,b.h5] for several"),
+            ("fit.steps=N", "optimiser steps; an interrupted run continues with the same run_dir"),
+            ("encoder=vit", "architecture; encoder.depth=6 and so on"),
+        ),
+        examples=(
+            "worldmodel pretrain data=[outputs/reach.h5,outputs/push.h5] run_dir=outputs/encoder",
+            "worldmodel pretrain data=outputs/push.h5 fit.steps=500 encoder.embed_dim=128",
+        ),
+        groups=("encoder",),
+    ),
+    "train": Command(
+        summary="learn to predict what actions do, in the space of a frozen encoder",
+        keys=(
+            ("data=FILE", "episode file, or [a.h5,b.h5] for several"),
+            ("encoder=vit", "a pretrained one with encoder_from=FOLDER, or encoder=timm encoder.name=resnet18"),
+            ("latent=compact", "planning space: latent=compact or latent=patch"),
+            ("fit.steps=N", "optimiser steps; an interrupted run continues with the same run_dir"),
+        ),
+        examples=(
+            "worldmodel train data=outputs/push.h5 encoder_from=outputs/encoder/encoder",
+            "worldmodel train data=outputs/push.h5 encoder_from=null encoder=timm encoder.name=resnet18",
+            "worldmodel train -m data=outputs/push.h5 latent=compact,patch",
+        ),
+        groups=("encoder",),
+    ),
+    "plan": Command(
+        summary="plan one episode toward a goal image and write a video and a figure",
+        keys=(
+            ("env=push", "environment: reach, push or a registered id"),
+            ("checkpoint=shipped", "trained model: the one in the package, or a folder"),
+            ("task=0", "which demonstration task"),
+            ("goal_image=FILE", "a PNG of your own as the goal"),
+            ("planner=cem", "planner.num_samples=300 planner.horizon=5 ..."),
+        ),
+        examples=(
+            "worldmodel plan",
+            "worldmodel plan env=reach task=3 planner.num_samples=64",
+            "worldmodel plan -m env=reach,push",
+        ),
+        groups=("objective", "planner"),
+    ),
+    "evaluate": Command(
+        summary="success on held-out tasks with intervals, beside random, no-op and the oracle",
+        keys=(
+            ("env=push", "environment whose shipped manifest is used (manifest=FILE for another)"),
+            ("episodes=100", "first N tasks of the manifest"),
+            ("checkpoint=shipped", "trained model: the one in the package, or a folder"),
+            ("workers=2", "processes, one thread each"),
+            ("run_dir=FOLDER", "an interrupted evaluation continues in the same folder"),
+        ),
+        examples=(
+            "worldmodel evaluate env=push episodes=100 workers=2 --json",
+            "worldmodel evaluate env=reach checkpoint=outputs/model planner.num_iterations=4",
+        ),
+        groups=("objective", "planner"),
+    ),
+    "manifest": Command(
+        summary="draw a frozen list of held-out tasks and store floors and ceiling with it",
+        keys=(
+            ("env=push", "environment"),
+            ("episodes=100", "number of tasks"),
+            ("out=FILE", "file ending in .json or .json.gz"),
+        ),
+        examples=("worldmodel manifest env=push episodes=20 out=outputs/push.json.gz",),
+        groups=("planner",),
+    ),
+    "reproduce": Command(
+        summary="run a whole experiment, from data collection to the table; continues where it stopped",
+        keys=(
+            ("experiment=quick", "quick (90 minutes on two cores), shipped (the checkpoint in the package), tiny"),
+            ("run_dir=FOLDER", "stages that are done in it are skipped"),
+            ("workers=2", "processes for collecting and evaluating"),
+        ),
+        examples=(
+            "worldmodel reproduce experiment=quick",
+            "worldmodel reproduce experiment=shipped run_dir=outputs/shipped",
+            "worldmodel reproduce experiment=quick pretrain.fit.steps=500 --dry-run",
+        ),
+        includes=("collect", "pretrain", "train", "evaluate"),
+    ),
+    "doctor": Command(
+        summary="versions, device, threads, OpenGL backend, and what is missing",
+        keys=(),
+        examples=("worldmodel doctor", "worldmodel doctor --json"),
+    ),
+}
+
+
+def settings_class(name: str) -> type:
+    """Dataclass of the settings of a command."""
+    found = import_module(f"worldmodel.commands.{name}").Settings
+    assert isinstance(found, type)
+    return found

@@ -1,0 +1,94 @@
+"""What every command shares: the run folder, and the outcome it hands back."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from worldmodel.errors import ConfigError
+
+CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
+
+
+@dataclass(kw_only=True)
+class RunSettings:
+    """Settings every command has.
+
+    Attributes:
+        run_dir: Folder of the run; None means outputs/<command>/<time>.
+    """
+
+    run_dir: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a command hands back.
+
+    Attributes:
+        record: JSON-ready result, the object `--json` prints.
+        report: What a person reads instead.
+        status: Exit status of the program.
+    """
+
+    record: dict[str, Any]
+    report: tuple[RenderableType, ...] = ()
+    status: int = 0
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Where a command works and talks.
+
+    Attributes:
+        folder: The run folder; it exists.
+        console: For notes along the way (stderr when stdout must hold JSON alone).
+        progress: Whether progress bars may be shown.
+        kept: What an interrupted run leaves behind; a command sets it before long work.
+    """
+
+    folder: Path
+    console: Console
+    progress: bool = True
+    kept: str = field(default="")
+
+    def note(self, text: str) -> None:
+        """Say in one line what happens next."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def default_folder(command: str) -> Path:
+    """A fresh folder below outputs/, named by the command and the time."""
+    return Path("outputs") / command / time.strftime("%Y%m%d-%H%M%S")
+
+
+def open_folder(folder: Path, command: str, config_yaml: str, facts: dict[str, Any]) -> None:
+    """Create a run folder and keep in it what was asked for.
+
+    Args:
+        folder: Created when missing. One that holds an earlier run of the same command is continued.
+        command: Name of the command.
+        config_yaml: The resolved configuration.
+        facts: Versions, seed, device and the like.
+
+    Raises:
+        ConfigError: The folder belongs to another command.
+    """
+    record = folder / RUN_FILE
+    if record.is_file():
+        try:
+            earlier = json.loads(record.read_text(encoding="utf-8")).get("command")
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise ConfigError(f"{record} is not the record of a run; choose another run_dir") from error
+        if earlier != command:
+            raise ConfigError(f"run_dir={folder} holds a run of `worldmodel {earlier}`; choose another run_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
+    facts = {"command": command, **facts, "python": platform.python_version()}
+    record.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
