@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -31,81 +30,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldmodel.data.records import ARRAYS, Episode, EpisodeSpec, check_episode, episode_digest, frame_rows
+from worldmodel.data.storage import (
+    INDEX_DTYPES,
+    NAME_DTYPE,
+    EpisodeIndex,
+    create_arrays,
+    hdf5_errors,
+    open_file,
+    pin_metadata,
+    read_index,
+    read_spec,
+)
 from worldmodel.errors import DataError
 
-FORMAT = "worldmodel-episodes"
-VERSION = 1
-FRAMES_PER_CHUNK = 32
-_MAX_CHUNK_BYTES = 2**20
+__all__ = ["Episode", "EpisodeDataset", "EpisodeSpec", "EpisodeWriter", "write_episodes"]
+
 _MAX_PENDING = 64  # episodes held in memory before a flush happens by itself
-_NAME_DTYPE = "S64"
-_INDEX_DTYPES: dict[str, Any] = {
-    "episode_start": np.int64,
-    "episode_len": np.int64,
-    "env_id": _NAME_DTYPE,
-    "policy": _NAME_DTYPE,
-    "seed": np.int64,
-    "success": np.bool_,
-}
-
-
-@contextmanager
-def _hdf5_errors(path: Path) -> Iterator[None]:
-    """Turn whatever HDF5 says about a bad or busy file into a DataError of one line."""
-    try:
-        yield
-    except DataError:
-        raise
-    except BlockingIOError as error:
-        raise DataError(f"{path} is open in another process; wait for it to finish") from error
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} cannot be used as an episode file: {reason}") from error
-
-
-@contextmanager
-def _open_file(path: Path) -> Iterator[Any]:
-    """Open an HDF5 file for reading."""
-    with _hdf5_errors(path), h5py.File(path, "r") as file:
-        yield file
-
-
-def _read_spec(file: Any, path: Path) -> EpisodeSpec:
-    """Check the header of an open file and return its spec."""
-    if file.attrs.get("format") != FORMAT:
-        raise DataError(
-            f"{path} is an HDF5 file but not an episode file (attribute format={file.attrs.get('format')!r})"
-        )
-    if int(file.attrs["version"]) != VERSION:
-        raise DataError(f"{path} has format version {file.attrs['version']}, this package reads version {VERSION}")
-    return EpisodeSpec.from_json(str(file.attrs["spec"]))
-
-
-def _pin_metadata(file: Any) -> None:
-    """Let HDF5 write metadata at a flush only, so that a killed process leaves the state of the last flush."""
-    config = file.id.get_mdc_config()
-    config.evictions_enabled = False
-    config.incr_mode = config.flash_incr_mode = config.decr_mode = 0  # required when evictions are off
-    file.id.set_mdc_config(config)
-
-
-def _chunk_rows(row_bytes: int) -> int:
-    """Frames per chunk: a block of frames, fewer when a frame is large."""
-    return max(1, min(FRAMES_PER_CHUNK, _MAX_CHUNK_BYTES // row_bytes))
-
-
-def _create_arrays(file: Any, spec: EpisodeSpec) -> None:
-    """Lay out an empty episode file."""
-    file.attrs.update({"format": FORMAT, "version": VERSION, "spec": spec.to_json()})
-    for name, (row, dtype) in spec.array_layout().items():
-        rows = _chunk_rows(int(np.prod(row))) if name == "pixels" else 1024
-        options = {"maxshape": (None, *row), "chunks": (rows, *row), "compression": "gzip", "compression_opts": 1}
-        file.create_dataset(name, (0, *row), dtype, fletcher32=True, **options)
-    index = file.create_group("index")
-    for name, dtype in _INDEX_DTYPES.items():
-        index.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(1024,), fletcher32=True)
-    index.create_dataset("digest", (0, 32), np.uint8, maxshape=(None, 32), chunks=(1024, 32), fletcher32=True)
-    file.flush()
 
 
 class EpisodeWriter:
@@ -137,7 +77,7 @@ class EpisodeWriter:
             self._num_episodes, self._num_frames = len(stored), stored.num_frames
             self._env_counts.update(stored.index.env_id.tolist())
             self.spec = stored.spec
-        with _hdf5_errors(self.path):
+        with hdf5_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if exists:
                 self._file = h5py.File(self.path, "r+")
@@ -145,8 +85,8 @@ class EpisodeWriter:
             else:
                 # No free-space reuse: a rewritten chunk goes to fresh space and the flushed one stays intact.
                 self._file = h5py.File(self.path, "w", libver=("v108", "v110"), fs_strategy="none")
-                _create_arrays(self._file, spec)
-            _pin_metadata(self._file)
+                create_arrays(self._file, spec)
+            pin_metadata(self._file)
 
     def __len__(self) -> int:
         """Episodes in the file, those not flushed yet included."""
@@ -160,7 +100,7 @@ class EpisodeWriter:
         """Drop rows that an interrupted run wrote but never indexed."""
         for name in ARRAYS:
             self._file[name].resize(self._num_frames, axis=0)
-        for name in (*_INDEX_DTYPES, "digest"):
+        for name in (*INDEX_DTYPES, "digest"):
             self._file["index"][name].resize(self._num_episodes, axis=0)
 
     def append(self, episode: Episode) -> None:
@@ -172,8 +112,8 @@ class EpisodeWriter:
         named = replace(episode, env_id=episode.env_id or self.spec.env_id)
         check_episode(named, self.spec, f"episode {len(self)}")
         for label in (named.env_id, named.policy):
-            if len(label.encode()) > np.dtype(_NAME_DTYPE).itemsize:
-                raise DataError(f"names are at most {np.dtype(_NAME_DTYPE).itemsize} bytes, got {label!r}")
+            if len(label.encode()) > np.dtype(NAME_DTYPE).itemsize:
+                raise DataError(f"names are at most {np.dtype(NAME_DTYPE).itemsize} bytes, got {label!r}")
         self._pending.append(named)
         self._env_counts[named.env_id] += 1
         if len(self._pending) >= _MAX_PENDING:
@@ -191,7 +131,7 @@ class EpisodeWriter:
         starts = self._num_frames + np.cumsum(lengths) - lengths
         stop = int(starts[-1] + lengths[-1])
         rows = [frame_rows(episode) for episode in self._pending]
-        with _hdf5_errors(self.path):
+        with hdf5_errors(self.path):
             for name in ARRAYS:
                 self._file[name].resize(stop, axis=0)
                 self._file[name][self._num_frames : stop] = np.concatenate([row[name] for row in rows])
@@ -207,8 +147,8 @@ class EpisodeWriter:
         columns: dict[str, Any] = {
             "episode_start": starts,
             "episode_len": lengths,
-            "env_id": np.array([episode.env_id.encode() for episode in episodes], _NAME_DTYPE),
-            "policy": np.array([episode.policy.encode() for episode in episodes], _NAME_DTYPE),
+            "env_id": np.array([episode.env_id.encode() for episode in episodes], NAME_DTYPE),
+            "policy": np.array([episode.policy.encode() for episode in episodes], NAME_DTYPE),
             "seed": np.array([episode.seed for episode in episodes], np.int64),
             "success": np.array([episode.success for episode in episodes], np.bool_),
             "digest": np.stack([np.frombuffer(episode_digest(episode), np.uint8) for episode in episodes]),
@@ -235,53 +175,6 @@ class EpisodeWriter:
         self.close()
 
 
-@dataclass(frozen=True, kw_only=True)
-class EpisodeIndex:
-    """The index table; every array has one entry per episode (E).
-
-    Attributes:
-        start: (E,) first frame.
-        length: (E,) number of frames.
-        env_id: (E,) environment ids (numpy strings).
-        policy: (E,) policy names.
-        seed: (E,) int64.
-        success: (E,) bool.
-        digest: (E, 32) uint8, SHA-256 of each episode.
-    """
-
-    start: NDArray[np.int64]
-    length: NDArray[np.int64]
-    env_id: NDArray[np.str_]
-    policy: NDArray[np.str_]
-    seed: NDArray[np.int64]
-    success: NDArray[np.bool_]
-    digest: NDArray[np.uint8]
-
-
-def _read_index(file: Any, path: Path) -> EpisodeIndex:
-    """Read the index as far as all of its columns and the data arrays reach, and check that it makes sense."""
-    table = file["index"]
-    columns = {name: table[name][()] for name in (*_INDEX_DTYPES, "digest")}
-    count = min(len(column) for column in columns.values())
-    columns = {name: column[:count] for name, column in columns.items()}
-    start, length = columns["episode_start"], columns["episode_len"]
-    if (length < 2).any():
-        raise DataError(f"{path}: episode {int(np.argmax(length < 2))} has fewer than 2 frames in the index")
-    expected = np.concatenate([[0], np.cumsum(length)])
-    if (start != expected[:-1]).any():
-        bad = int(np.argmax(start != expected[:-1]))
-        raise DataError(f"{path}: episode {bad} starts at frame {start[bad]} in the index, expected {expected[bad]}")
-    return EpisodeIndex(
-        start=start,
-        length=length,
-        env_id=np.char.decode(columns["env_id"], "utf-8"),
-        policy=np.char.decode(columns["policy"], "utf-8"),
-        seed=columns["seed"],
-        success=columns["success"],
-        digest=columns["digest"],
-    )
-
-
 class EpisodeDataset:
     """Read access to an episode file. Small arrays are in memory, pixels are read on demand (or kept, see `pixels`)."""
 
@@ -304,9 +197,9 @@ class EpisodeDataset:
         path = Path(path)
         if not path.is_file():
             raise DataError(f"no episode file at {path}; record one with `worldmodel collect out={path}`")
-        with _open_file(path) as file:
-            spec = _read_spec(file, path)
-            index = _read_index(file, path)
+        with open_file(path) as file:
+            spec = read_spec(file, path)
+            index = read_index(file, path)
             num_frames = int(index.length.sum())
             small: dict[str, NDArray[Any]] = {}
             for name, (row, dtype) in spec.array_layout().items():
@@ -376,7 +269,7 @@ class EpisodeDataset:
         stop = self.num_frames if stop is None else stop
         if not 0 <= start <= stop <= self.num_frames:
             raise DataError(f"frames [{start}, {stop}) are not inside [0, {self.num_frames}) of {self.path}")
-        with _open_file(self.path) as file:
+        with open_file(self.path) as file:
             frames: NDArray[np.uint8] = file["pixels"][start:stop]
         return frames
 
