@@ -1,0 +1,225 @@
+"""Space-time multi-block masks of V-JEPA, with token counts that never change.
+
+Published V-JEPA cuts every batch to its shortest sample in raster order, which changes the tensor shapes each step
+(slow on CPUs) and drops late frames more often than early ones. Here the counts of each kind of mask are fixed once
+per grid, samples with fewer tokens are drawn again, and the surplus is dropped at random.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldmodel.errors import ConfigError
+
+Grid = tuple[int, int, int]
+Mask = tuple[Tensor, Tensor]
+"""Visible token ids (B, K) and target token ids (B, M), long, ascending, disjoint within a row."""
+
+_MAX_ROUNDS = 200
+
+
+@dataclass(kw_only=True)
+class MaskConfig:
+    """Two kinds of masks, one per entry of `num_blocks` and `spatial_scale` (arXiv:2404.08471, section 3.2).
+
+    Attributes:
+        num_blocks: Blocks whose union is the target region.
+        spatial_scale: Area of a block over the area of a frame.
+        aspect_min: Smallest height over width of a block; drawn uniformly.
+        aspect_max: Largest height over width.
+        temporal_scale: Length of a block over the clip's; 1 hides a place for the whole clip.
+        future_fraction: Share of samples in which the late frames are the target and the early ones the context.
+        max_target_tokens: Upper limit on the targets of a sample, chosen at random; 0 keeps all (published).
+        share: Consecutive clips that get the same mask; cheaper, and at least 1.
+        reject: Share of drawn samples whose token count may fall short of the fixed one; they are drawn again.
+    """
+
+    num_blocks: tuple[int, ...] = (8, 2)
+    spatial_scale: tuple[float, ...] = (0.15, 0.70)
+    aspect_min: float = 0.75
+    aspect_max: float = 1.5
+    temporal_scale: float = 1.0
+    future_fraction: float = 0.0
+    max_target_tokens: int = 0
+    share: int = 1
+    reject: float = 0.25
+
+    def __post_init__(self) -> None:
+        self.num_blocks, self.spatial_scale = tuple(self.num_blocks), tuple(self.spatial_scale)
+        if not self.num_blocks or len(self.num_blocks) != len(self.spatial_scale):
+            raise ConfigError(
+                f"num_blocks and spatial_scale need one entry per kind of mask, got {self.num_blocks} "
+                f"and {self.spatial_scale}"
+            )
+        if min(self.num_blocks) < 1:
+            raise ConfigError(f"num_blocks must be >= 1, got {self.num_blocks}")
+        if not all(0 < scale <= 1 for scale in (*self.spatial_scale, self.temporal_scale)):
+            raise ConfigError(
+                f"spatial_scale={self.spatial_scale} and temporal_scale={self.temporal_scale} must be in (0, 1]"
+            )
+        if not 0 < self.aspect_min <= self.aspect_max:
+            raise ConfigError(f"need 0 < aspect_min <= aspect_max, got {self.aspect_min} and {self.aspect_max}")
+        if not 0 <= self.future_fraction <= 1:
+            raise ConfigError(f"future_fraction must be in [0, 1], got {self.future_fraction}")
+        if not 0 <= self.reject <= 0.9:
+            raise ConfigError(f"reject must be in [0, 0.9], got {self.reject}")
+        if self.max_target_tokens < 0 or self.share < 1:
+            raise ConfigError(f"need max_target_tokens >= 0 and share >= 1, got {self.max_target_tokens}, {self.share}")
+
+
+def sample_masks(config: MaskConfig, grid: Grid, batch: int, generator: torch.Generator) -> list[Mask]:
+    """Draw one mask of every kind for every clip.
+
+    Args:
+        config: Kinds of masks.
+        grid: Tokens along time, rows, columns.
+        batch: Number of clips B, a multiple of `config.share`.
+        generator: Random stream; the masks live on its device.
+
+    Returns:
+        One (visible (B, K), target (B, M)) pair per kind. K and M depend on config and grid only.
+
+    Raises:
+        ConfigError: The batch is no multiple of `share`, or the settings leave no visible token on this grid.
+    """
+    if batch % config.share:
+        raise ConfigError(f"batch={batch} must be a multiple of share={config.share}")
+    masks = []
+    for kind in range(len(config.num_blocks)):
+        keep, target = _sample_kind(config, kind, grid, batch // config.share, generator)
+        masks.append((keep.repeat_interleave(config.share, 0), target.repeat_interleave(config.share, 0)))
+    return masks
+
+
+def token_counts(config: MaskConfig, grid: Grid) -> list[tuple[int, int]]:
+    """Fixed numbers of visible and target tokens (K, M) per kind of mask on this grid."""
+    kinds = range(len(config.num_blocks))
+    return [
+        _count(
+            (config.num_blocks[kind], config.spatial_scale[kind], config.temporal_scale),
+            (config.aspect_min, config.aspect_max),
+            grid,
+            config.reject,
+            config.max_target_tokens,
+        )
+        for kind in kinds
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def _count(
+    shape: tuple[int, float, float], aspect: tuple[float, float], grid: Grid, reject: float, max_target: int
+) -> tuple[int, int]:
+    # A fixed stream: the counts are a property of the settings, not of the run.
+    region = _draw_regions(shape, aspect, grid, 4096, torch.Generator().manual_seed(0))
+    tokens = math.prod(grid)
+    targets = region.sum(dim=1).sort().values
+    targets = targets[targets < tokens]  # published: drawn again when nothing is left to see
+    if len(targets) < 64:
+        raise ConfigError(
+            f"{shape[0]} blocks of spatial_scale={shape[1]} hide the whole grid {grid} almost always; use smaller or "
+            "fewer blocks"
+        )
+    # Half of the rejected samples may fall short of targets, half of visible tokens.
+    low = int(targets[int(reject / 2 * (len(targets) - 1))])
+    high = int(targets[math.ceil((1 - reject / 2) * (len(targets) - 1))])
+    return tokens - high, min(low, max_target) if max_target else low
+
+
+def _draw_regions(
+    shape: tuple[int, float, float],
+    aspect: tuple[float, float],
+    grid: Grid,
+    batch: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Union of random blocks: (batch, N) bool, True where a token is a target."""
+    frames, rows, columns = grid
+    blocks, spatial_scale, temporal_scale = shape
+    device = generator.device
+
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(size, generator=generator, device=device)
+
+    # One block size per sample, as published (there: per batch, because of the truncation this module avoids).
+    ratio = aspect[0] + (aspect[1] - aspect[0]) * uniform(batch, 1)
+    area = int(rows * columns * spatial_scale)
+    height = (area * ratio).sqrt().round().clamp(1, rows)
+    width = (area / ratio).sqrt().round().clamp(1, columns)
+    length = torch.full((batch, 1), float(max(1, int(frames * temporal_scale))), device=device)
+    inside = []
+    for size, extent in ((length, frames), (height, rows), (width, columns)):
+        first = (uniform(batch, blocks) * (extent - size + 1)).floor()
+        place = torch.arange(extent, device=device)
+        inside.append(
+            (place >= first.unsqueeze(-1)) & (place < (first + size).unsqueeze(-1))
+        )  # (batch, blocks, extent)
+    t, y, x = inside
+    hit = t[:, :, :, None, None] & y[:, :, None, :, None] & x[:, :, None, None, :]
+    return hit.any(dim=1).flatten(1)
+
+
+def _draw_futures(grid: Grid, counts: tuple[int, int], batch: int, generator: torch.Generator) -> Tensor:
+    """Targets are all tokens from a random frame on: (batch, N) bool; every row satisfies `counts`."""
+    frames, plane = grid[0], grid[1] * grid[2]
+    starts = [t for t in range(1, frames) if t * plane >= counts[0] and (frames - t) * plane >= counts[1]]
+    if not starts:
+        raise ConfigError(
+            f"future_fraction > 0 needs {counts[0]} visible and {counts[1]} target tokens, which no split of the "
+            f"grid {grid} by time gives; set max_target_tokens or future_fraction=0"
+        )
+    pick = torch.randint(len(starts), (batch,), generator=generator, device=generator.device)
+    start = torch.tensor(starts, device=generator.device)[pick]
+    time = torch.arange(math.prod(grid), device=generator.device) // plane
+    return time >= start.unsqueeze(1)
+
+
+def _sample_kind(config: MaskConfig, kind: int, grid: Grid, batch: int, generator: torch.Generator) -> Mask:
+    counts = token_counts(config, grid)[kind]
+    shape = (config.num_blocks[kind], config.spatial_scale[kind], config.temporal_scale)
+    aspect = (config.aspect_min, config.aspect_max)
+    tokens = math.prod(grid)
+    accepted: list[Tensor] = []
+    missing = batch
+    for _ in range(_MAX_ROUNDS):
+        region = _draw_regions(shape, aspect, grid, 2 * missing + 4, generator)
+        sizes = region.sum(dim=1)
+        region = region[(sizes >= counts[1]) & (sizes <= tokens - counts[0])][:missing]
+        accepted.append(region)
+        missing -= len(region)
+        if missing == 0:
+            break
+    else:
+        raise ConfigError(f"no mask with {counts} visible and target tokens found on grid {grid}; raise reject")
+    region = torch.cat(accepted)
+    if config.future_fraction > 0 and grid[0] > 1:  # a single frame has no future
+        future = torch.rand(batch, generator=generator, device=region.device) < config.future_fraction
+        region = torch.where(future.unsqueeze(1), _draw_futures(grid, counts, batch, generator), region)
+    return _choose(~region, counts[0], generator), _choose(region, counts[1], generator)
+
+
+def _choose(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Pick `count` allowed ids of every row at random, (batch, N) bool -> (batch, count) ascending."""
+    score = torch.rand(allowed.shape, generator=generator, device=allowed.device)
+    return score.masked_fill(~allowed, 2.0).topk(count, dim=1, largest=False).indices.sort(dim=1).values
+
+
+@functools.lru_cache(maxsize=16)
+def _distances(grid: Grid) -> Tensor:
+    axes = torch.meshgrid(*(torch.arange(float(size)) for size in grid), indexing="ij")
+    position = torch.stack(axes, dim=-1).reshape(-1, 3)
+    return torch.cdist(position, position)
+
+
+def context_distance(keep: Tensor, target: Tensor, grid: Grid) -> Tensor:
+    """Distance of each visible token to the nearest target: (B, K), (B, M) ids -> (B, K), in tokens, >= 1.
+
+    Distances are Euclidean in the space-time grid (V-JEPA 2.1 weights its context loss by 1 / sqrt of this).
+    """
+    table = _distances(grid).to(keep.device)
+    return table[keep.unsqueeze(2), target.unsqueeze(1)].amin(dim=2)

@@ -1,0 +1,115 @@
+"""V-JEPA's narrow predictor: from visible tokens to the representation of masked ones.
+
+Kept apart from the encoders: it exists only during pretraining and is never shipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.errors import ConfigError
+from worldmodel.models.vit import (
+    LAYER_NORM_EPS,
+    Block,
+    ViTConfig,
+    grid_positions,
+    init_transformer,
+    rope_axis_dim,
+    rope_tables,
+    sincos_table,
+)
+
+
+@dataclass(kw_only=True)
+class MaskedPredictorConfig:
+    """Sizes of the predictor; position embedding and grid follow the encoder's.
+
+    Attributes:
+        embed_dim: Width, narrower than the encoder's so that the encoder has to do the work.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the MLP over `embed_dim`.
+        num_mask_tokens: Learned mask tokens, one per kind of mask.
+    """
+
+    embed_dim: int = 96
+    depth: int = 4
+    num_heads: int = 3
+    mlp_ratio: float = 4.0
+    num_mask_tokens: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("embed_dim", "depth", "num_heads", "num_mask_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.embed_dim % self.num_heads:
+            raise ConfigError(f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}")
+
+
+class MaskedPredictor(nn.Module):
+    """Transformer over [visible tokens ; mask tokens at the target positions] (arXiv:2404.08471, section 3).
+
+    Args:
+        config: Sizes.
+        encoder: Config of the encoder whose tokens it reads and whose outputs it predicts.
+        seed: Seed of the initial weights.
+    """
+
+    pos_table: Tensor
+    rope_cos: Tensor
+    rope_sin: Tensor
+
+    def __init__(self, config: MaskedPredictorConfig, encoder: ViTConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.uses_rope = encoder.pos_embed == "rope"
+        self.predictor_embed = nn.Linear(encoder.embed_dim, config.embed_dim)
+        self.mask_tokens = nn.Parameter(torch.zeros(config.num_mask_tokens, config.embed_dim))
+        self.predictor_blocks = nn.ModuleList(
+            Block(config.embed_dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.predictor_norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+        self.predictor_proj = nn.Linear(config.embed_dim, encoder.embed_dim)
+        init_transformer(self, torch.Generator().manual_seed(seed))
+        positions = grid_positions(encoder.grid)
+        if self.uses_rope:
+            head_dim = config.embed_dim // config.num_heads
+            rope_axis_dim(head_dim)
+            cos, sin = rope_tables(positions, head_dim, tiled=encoder.rope_tiled)
+            self.register_buffer("rope_cos", cos, persistent=False)
+            self.register_buffer("rope_sin", sin, persistent=False)
+        else:
+            self.register_buffer("pos_table", sincos_table(positions, config.embed_dim), persistent=False)
+
+    def forward(
+        self, context: Tensor, keep: Tensor, target: Tensor, *, mask_type: int = 0, with_context: bool = False
+    ) -> Tensor:
+        """Predict the representation at the target positions.
+
+        Args:
+            context: (B, K, D) encoded visible tokens.
+            keep: (B, K) long, their token ids.
+            target: (B, M) long, ids to predict.
+            mask_type: Which learned mask token to use.
+            with_context: Also return the outputs at the visible positions.
+
+        Returns:
+            (B, M, D); with `with_context` (B, K + M, D), the visible positions first.
+        """
+        visible = keep.shape[1]
+        index = torch.cat((keep, target), dim=1)
+        embedded = self.predictor_embed(context)
+        masks = self.mask_tokens[mask_type].to(embedded.dtype).expand(*target.shape, -1)
+        x = torch.cat((embedded, masks), dim=1)
+        rope = None
+        if self.uses_rope:
+            rope = (self.rope_cos[index].unsqueeze(-2), self.rope_sin[index].unsqueeze(-2))
+        else:
+            x = x + self.pos_table[index]
+        for block in self.predictor_blocks:
+            x = block(x, rope)
+        out: Tensor = self.predictor_proj(self.predictor_norm(x if with_context else x[:, visible:]))
+        return out
