@@ -310,7 +310,9 @@ class Problems:
         """
         expected = (len(self.rng), num_samples)
         if not isinstance(cost, Tensor) or not cost.is_floating_point() or tuple(cost.shape) != expected:
-            raise PlanningError(f"cost_fn must return a float tensor of shape (B, S) = {expected}, got {_describe(cost)}")
+            raise PlanningError(
+                f"cost_fn must return a float tensor of shape (B, S) = {expected}, got {_describe(cost)}"
+            )
         # one sum is the cheapest test; only finite costs so large that their sum overflows need the second look
         if not math.isfinite(cost.sum().item()):
             for problem, candidate in cost.isfinite().logical_not().nonzero().tolist():

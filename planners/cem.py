@@ -185,7 +185,7 @@ class _Search:
         return self._problems.clamp_(candidates)
 
     def _commit(self, iteration: int, state: tuple[Tensor, ...], record: Tensor) -> None:
-        """Take over the new state and the trace record (3, B) of the problems still active; stop those that converged."""
+        """Take over state and trace record (3, B) of the problems still active; stop those that converged."""
         old = (self.mean, self.std, self.elites, self.best_actions, self.best_cost)
         if len(self.active) < len(self._problems.rng):
             is_active = torch.zeros_like(self.best_cost, dtype=torch.bool)

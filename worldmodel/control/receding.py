@@ -1,0 +1,193 @@
+"""Receding-horizon control, whatever plans are scored with: plan, carry out the beginning, look, plan again.
+
+The bookkeeping of many problems at once is here (who is due, who has seen how much, who carries which plan), so that
+the agents in `agents.py` only say what they see and what it costs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from worldmodel.errors import ConfigError
+from worldmodel.planners import CostFn, Plan, Planner
+from worldmodel.types import Goal, Latent
+
+Observation = dict[str, Any]
+"""`pixels` (B, Y, X, 3) uint8, `proprio` (B, P) float32 and, for agents with `needs_state`, `state`: B full states."""
+
+
+@dataclass(kw_only=True)
+class Problem:
+    """One row of a planning agent.
+
+    Attributes:
+        stream: Its random numbers.
+        goal: What it was asked for.
+        plan: The last plan (B = 1), None before the first.
+        queue: (H x block, A_env) env actions of that plan.
+        num_executed: How many of them have been carried out.
+        goal_latent: Encoded goal, for agents that have one.
+        frames: Latents (1, 1, ...) of the last model steps, oldest first.
+        actions: (1, 1, A) flat actions between those frames.
+    """
+
+    stream: torch.Generator
+    goal: Goal
+    plan: Plan | None = None
+    queue: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    num_executed: int = 0
+    goal_latent: Latent | None = None
+    frames: list[Latent] = field(default_factory=list)
+    actions: list[Tensor] = field(default_factory=list)
+
+
+class PlanningAgent(ABC):
+    """Receding-horizon control: plan, carry out the beginning, look, plan again from the shifted rest.
+
+    Problems that are due at the same moment and have seen equally much are planned in one call.
+
+    Args:
+        planner: Search.
+        low: (A,) smallest flat model action, env units.
+        high: (A,) largest.
+        action_block: Env actions in one model step.
+        replan_every: Model steps carried out between plans, in [1, planner.horizon].
+
+    Attributes:
+        replan_s: Wall seconds of every replan, from observation to plans, for all problems then due together.
+        replan_s_per_problem: The same divided by the number of those problems.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    needs_state = False
+
+    def __init__(self, planner: Planner, low: Tensor, high: Tensor, *, action_block: int, replan_every: int) -> None:
+        if action_block < 1:
+            raise ConfigError(f"action_block must be >= 1, got {action_block}")
+        if not 1 <= replan_every <= planner.horizon:
+            raise ConfigError(f"replan_every must be in [1, horizon={planner.horizon}] model steps, got {replan_every}")
+        self.planner = planner
+        self.action_block = action_block
+        self.replan_every = replan_every
+        self.replan_s: list[float] = []
+        self.replan_s_per_problem: list[float] = []
+        self._low, self._high = low, high
+        self._problems: list[Problem] = []
+
+    @property
+    def plan(self) -> Plan | None:
+        """The last plan of every problem, in one record; None before the first action."""
+        plans = [problem.plan for problem in self._problems if problem.plan is not None]
+        return Plan.concat(plans) if plans and len(plans) == len(self._problems) else None
+
+    def reset(self, goals: Sequence[Goal], *, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
+        """See `Agent.reset`."""
+        chosen = check_rows(goals, seeds, rows, len(self._problems))
+        fresh = [
+            self._start(Problem(stream=torch.Generator().manual_seed(seed), goal=goal))
+            for goal, seed in zip(goals, seeds, strict=True)
+        ]
+        if rows is None:
+            self._problems = fresh
+            return
+        for row, problem in zip(chosen, fresh, strict=True):
+            self._problems[row] = problem
+
+    def act(self, obs: Observation) -> NDArray[np.float32]:
+        """See `Agent.act`."""
+        started = perf_counter()
+        check_batch(obs, len(self._problems))
+        due = [row for row, problem in enumerate(self._problems) if self._is_due(problem)]
+        seen = [row for row, problem in enumerate(self._problems) if problem.num_executed % self.action_block == 0]
+        self._observe(obs, seen, due)
+        for rows in self._groups(due):
+            self._replan(obs, rows)
+        if due:
+            seconds = perf_counter() - started
+            self.replan_s.append(seconds)
+            self.replan_s_per_problem.append(seconds / len(due))
+        actions = np.stack([problem.queue[problem.num_executed] for problem in self._problems])
+        for problem in self._problems:
+            problem.num_executed += 1
+        return actions
+
+    @abstractmethod
+    def _start(self, problem: Problem) -> Problem:
+        """Check and prepare a problem's goal."""
+
+    @abstractmethod
+    def _observe(self, obs: Observation, seen: Sequence[int], due: Sequence[int]) -> None:
+        """Take in the observation of the problems at a model step (`seen`), of which some replan (`due`)."""
+
+    @abstractmethod
+    def _cost(self, obs: Observation, rows: Sequence[int]) -> CostFn:
+        """Cost function of some problems."""
+
+    def _is_due(self, problem: Problem) -> bool:
+        return problem.plan is None or problem.num_executed == self.replan_every * self.action_block
+
+    def _groups(self, due: Sequence[int]) -> list[list[int]]:
+        """Problems that can share a call: all with a warm start or none, and contexts of one length."""
+        groups: dict[tuple[bool, int], list[int]] = {}
+        for row in due:
+            problem = self._problems[row]
+            groups.setdefault((problem.plan is None, len(problem.frames)), []).append(row)
+        return list(groups.values())
+
+    def _replan(self, obs: Observation, rows: Sequence[int]) -> None:
+        problems = [self._problems[row] for row in rows]
+        plans = [problem.plan for problem in problems if problem.plan is not None]
+        plan = self.planner.plan(
+            self._cost(obs, rows),
+            self._low,
+            self._high,
+            rng=[problem.stream for problem in problems],
+            warm_start=Plan.concat(plans).shifted(self.replan_every) if plans else None,
+        )
+        # planners promise to stay inside; the robot must not depend on a promise
+        flat = plan.actions.clamp(self._low, self._high).to(dtype=torch.float32).cpu().numpy()
+        for index, problem in enumerate(problems):
+            problem.plan = plan.select([index])
+            problem.queue = flat[index].reshape(plan.horizon * self.action_block, -1)
+            problem.num_executed = 0
+
+
+def check_rows(
+    goals: Sequence[Goal], seeds: Sequence[int], rows: Sequence[int] | None, num_problems: int
+) -> Sequence[int]:
+    """Rows that a reset restarts.
+
+    Raises:
+        ConfigError: None at all, different numbers of goals, seeds and rows, or a row that does not exist.
+    """
+    chosen = range(len(goals)) if rows is None else rows
+    if not len(goals) == len(seeds) == len(chosen) >= 1:
+        counts = f"{len(goals)} goals, {len(seeds)} seeds, {len(chosen)} rows"
+        raise ConfigError(f"reset needs as many seeds (and rows) as goals, at least one, got {counts}")
+    if rows is not None and (len(set(rows)) != len(rows) or not all(0 <= row < num_problems for row in rows)):
+        raise ConfigError(f"rows must be different and in [0, {num_problems}), got {list(rows)}")
+    return chosen
+
+
+def check_batch(obs: Observation, num_problems: int) -> None:
+    """Refuse an observation of another number of problems than were reset.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if num_problems == 0:
+        raise ConfigError("act() called before reset()")
+    for name, values in obs.items():
+        if len(values) != num_problems:
+            raise ConfigError(f"obs[{name!r}] must hold {num_problems} rows, one per problem reset, got {len(values)}")
