@@ -252,8 +252,18 @@ class EpisodeDataset:
             DataError: An episode differs from what was written.
         """
         for i in range(len(self)):
-            if episode_digest(self.episode(i)) != self.index.digest[i].tobytes():
-                raise DataError(f"{self.path}: episode {i} differs from its digest; the file was altered or damaged")
+            self.verified_episode(i)
+
+    def verified_episode(self, i: int) -> Episode:
+        """`episode(i)`, compared with its digest.
+
+        Raises:
+            DataError: No such episode, or it differs from what was written.
+        """
+        episode = self.episode(i)
+        if episode_digest(episode) != self.index.digest[i].tobytes():
+            raise DataError(f"{self.path}: episode {i} differs from its digest; the file was altered or damaged")
+        return episode
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
