@@ -1,0 +1,205 @@
+"""The world model as agents and planners meet it: pixels in, latents out, actions in env units.
+
+The only place where actions and proprioception are normalised, so that training and serving cannot drift apart, and
+the only place where batches are cut into blocks of fixed shape, so that a problem gives the same bits alone or in
+company.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.data.normalize import Normalizer
+from worldmodel.errors import ConfigError
+from worldmodel.models.action_predictor import ActionPredictor
+from worldmodel.models.encoders import Encoder
+from worldmodel.models.latent_head import LatentHead
+from worldmodel.types import Context, Latent
+
+LATENTS = ("compact", "patch")
+
+
+@dataclass(kw_only=True)
+class ModelSpec:
+    """What a world model was trained for; a checkpoint refuses anything else.
+
+    Attributes:
+        env_ids: Environments whose data it was trained on.
+        action_dim: Length of one env action.
+        action_low: Lower bounds of the env action (action_dim numbers).
+        action_high: Upper bounds of the env action.
+        action_block: Consecutive env actions in one model step.
+        image_size: Height and width of a frame, pixels.
+        proprio_names: Names of the proprioceptive entries.
+        latent: "compact" (one vector per frame) or "patch" (one per patch).
+    """
+
+    env_ids: tuple[str, ...]
+    action_dim: int
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    action_block: int
+    image_size: int
+    proprio_names: tuple[str, ...]
+    latent: str = "compact"
+
+    def __post_init__(self) -> None:
+        if self.latent not in LATENTS:
+            raise ConfigError(f"latent must be one of {', '.join(LATENTS)}, got {self.latent!r}")
+        if self.action_dim < 1 or self.action_block < 1 or self.image_size < 1:
+            got = f"{self.action_dim}, {self.action_block}, {self.image_size}"
+            raise ConfigError(f"action_dim, action_block and image_size must be >= 1, got {got}")
+        if len(self.action_low) != self.action_dim or len(self.action_high) != self.action_dim:
+            got = f"{len(self.action_low)} and {len(self.action_high)}"
+            raise ConfigError(f"action_low and action_high must hold action_dim={self.action_dim} numbers, got {got}")
+
+    @property
+    def flat_action_dim(self) -> int:
+        """A: length of one flat model action."""
+        return self.action_dim * self.action_block
+
+    def flat_bounds(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Bounds (A,) and (A,) of the flat model action, env units."""
+        low = torch.tensor(self.action_low * self.action_block, dtype=torch.float32, device=device)
+        high = torch.tensor(self.action_high * self.action_block, dtype=torch.float32, device=device)
+        return low, high
+
+
+class WorldModel(nn.Module):
+    """Encoder, latent head, action predictor and the normalisation around them. Always in evaluation mode.
+
+    Args:
+        encoder: Frozen frame encoder.
+        head: Turns its tokens into the planning latent.
+        predictor: Dynamics in that latent.
+        action_normalizer: Of flat model actions (A).
+        proprio_normalizer: Of proprioception (P).
+        spec: What the model was trained for.
+        candidate_block: Candidates rolled out at once; more are cut into blocks of this size, the last one padded.
+            Bounds memory for patch latents. Never changes with the number of problems.
+
+    Raises:
+        ConfigError: The parts do not fit each other or the spec.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: LatentHead,
+        predictor: ActionPredictor,
+        action_normalizer: Normalizer,
+        proprio_normalizer: Normalizer,
+        spec: ModelSpec,
+        *,
+        candidate_block: int = 512,
+    ) -> None:
+        super().__init__()
+        if predictor.action_dim != spec.flat_action_dim:
+            raise ConfigError(
+                f"the predictor takes actions of width {predictor.action_dim}, the spec asks for "
+                f"{spec.flat_action_dim} (action_dim {spec.action_dim} x action_block {spec.action_block})"
+            )
+        shapes = (head.num_tokens, head.latent_dim), (predictor.num_tokens, predictor.latent_dim)
+        if shapes[0] != shapes[1]:
+            raise ConfigError(f"the head gives latents (N, D) = {shapes[0]}, the predictor takes {shapes[1]}")
+        if candidate_block < 1:
+            raise ConfigError(f"candidate_block must be >= 1, got {candidate_block}")
+        self.encoder = encoder
+        self.head = head
+        self.predictor = predictor
+        self.action_normalizer = action_normalizer
+        self.proprio_normalizer = proprio_normalizer
+        self.spec = spec
+        self.candidate_block = candidate_block
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; inputs are moved there."""
+        return self.action_normalizer.mean.device
+
+    @property
+    def window(self) -> int:
+        """Frames of context the predictor can use."""
+        return self.predictor.window
+
+    def encode(self, pixels: Tensor, proprio: Tensor | None = None) -> Latent:
+        """Latent of real frames.
+
+        Frames are encoded one by one: the same frame gives the same bits whatever it is encoded with. Encoders of
+        this size gain little from larger batches on a CPU; bulk encoding for training lives in `learning.features`.
+
+        Args:
+            pixels: (B, T, Y, X, 3) uint8.
+            proprio: (B, T, P) env units, or None.
+
+        Raises:
+            ConfigError: Wrong shape or dtype.
+        """
+        size = self.spec.image_size
+        if pixels.dim() != 5 or tuple(pixels.shape[2:]) != (size, size, 3) or pixels.dtype != torch.uint8:
+            expected = f"(B, T, {size}, {size}, 3) uint8"
+            raise ConfigError(f"pixels must be {expected}, got {tuple(pixels.shape)} {pixels.dtype}")
+        problems, frames = pixels.shape[:2]
+        with torch.no_grad():
+            moved = pixels.to(self.device).flatten(0, 1)
+            latents = [self.head(self.encoder.encode_frames(moved[i : i + 1, None].clone())) for i in range(len(moved))]
+            visual = torch.cat(latents).view(problems, frames, self.head.num_tokens, self.head.latent_dim)
+            return Latent(visual=visual, proprio=None if proprio is None else self._normal_proprio(proprio, pixels))
+
+    def _normal_proprio(self, proprio: Tensor, pixels: Tensor) -> Tensor:
+        expected = (*pixels.shape[:2], len(self.spec.proprio_names))
+        if tuple(proprio.shape) != expected:
+            raise ConfigError(f"proprio must be (B, T, P) = {expected}, got {tuple(proprio.shape)}")
+        normal: Tensor = self.proprio_normalizer(proprio.to(device=self.device, dtype=torch.float32))
+        return normal
+
+    def rollout(self, context: Context, actions: Tensor) -> Latent:
+        """Imagine the latents that follow candidate action sequences.
+
+        Runs without autograd unless `actions.requires_grad`.
+
+        Args:
+            context: What has been seen; its actions are in env units.
+            actions: (B, S, H, A) env units.
+
+        Returns:
+            Latent with visual (B, S, H, N, D); proprio is None (it is not predicted).
+
+        Raises:
+            ConfigError: The shapes do not belong together.
+        """
+        if actions.dim() != 4 or actions.shape[3] != self.spec.flat_action_dim:
+            expected = f"(B, S, H, {self.spec.flat_action_dim})"
+            raise ConfigError(f"actions must be (B, S, H, A) = {expected}, got {tuple(actions.shape)}")
+        visual = context.latent.visual.to(self.device)
+        if len(visual) != len(actions):
+            raise ConfigError(f"context holds {len(visual)} problems, actions {len(actions)}")
+        past = context.actions.to(self.device)
+        with torch.inference_mode(mode=not actions.requires_grad):
+            moved = actions.to(device=self.device, dtype=torch.float32)
+            rows = [self._rollout_problem(visual[i], past[i], moved[i]) for i in range(len(moved))]
+            return Latent(visual=torch.stack(rows))
+
+    def _rollout_problem(self, visual: Tensor, past: Tensor, actions: Tensor) -> Tensor:
+        """Roll out the candidates (S, H, A) of one problem in blocks whose shape depends on S alone.
+
+        The copies matter: a slice of a batch starts at another alignment than a tensor of its own, and matrix kernels
+        choose their path by it.
+        """
+        context_z = visual.clone()[None]
+        context_actions = self.action_normalizer(past.clone())[None]
+        candidates = len(actions)
+        size = min(candidates, self.candidate_block)
+        parts = []
+        for start in range(0, candidates, size):
+            block = actions[start : start + size]
+            missing = size - len(block)
+            block = torch.cat([block, block[-1:].expand(missing, -1, -1)]) if missing else block.clone()
+            normal = self.action_normalizer(block)[None]
+            parts.append(self.predictor.rollout(context_z, context_actions, normal)[0])
+        return torch.cat(parts)[:candidates] if len(parts) > 1 else parts[0]
