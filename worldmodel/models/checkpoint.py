@@ -81,7 +81,7 @@ def save_checkpoint(
         The folder.
 
     Raises:
-        CheckpointError: The card is not JSON, uses a reserved key, or a single tensor exceeds 16 MiB.
+        CheckpointError: The card is not finite JSON, weights are not finite, or a single tensor exceeds 16 MiB.
     """
     configs = {
         "encoder": _config_record(world_model.encoder),
@@ -117,7 +117,7 @@ def load_checkpoint(
     folder = resolve_checkpoint(path, None if env_spec is None else env_spec.env_id)
     card = read_card(folder)
     if card["kind"] != "world_model":
-        raise CheckpointError(f"{folder} holds an {card['kind']}, not a world model; use load_encoder")
+        raise CheckpointError(f"{folder} holds kind {card['kind']!r}, not a world model; use load_encoder for encoders")
     try:
         spec = _rebuild(ModelSpec, card["spec"])
         if env_spec is not None:
@@ -213,9 +213,10 @@ def read_card(folder: Path) -> dict[str, Any]:
             f"{folder} has format version {card['format_version']}, this package reads {FORMAT_VERSION}; "
             "use the package version that wrote it"
         )
-    missing = [key for key in ("kind", "configs", "files", "training") if key not in card]
+    expected = {"kind": str, "configs": dict, "files": dict, "training": dict}
+    missing = [key for key, kind in expected.items() if not isinstance(card.get(key), kind)]
     if missing:
-        raise CheckpointError(f"{folder / CARD} lacks {', '.join(missing)}; copy the checkpoint again")
+        raise CheckpointError(f"{folder / CARD} lacks a usable {', '.join(missing)}; copy the checkpoint again")
     return card
 
 
@@ -281,21 +282,19 @@ def _write(
     if encoder_dtype not in STORAGE_DTYPES:
         raise CheckpointError(f"encoder_dtype must be one of {', '.join(STORAGE_DTYPES)}, got {encoder_dtype!r}")
     shards = _shards(_stored(module, prefix, STORAGE_DTYPES[encoder_dtype]))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CARD).unlink(missing_ok=True)
-    for stale in folder.glob("weights-*.safetensors"):
-        stale.unlink()
-    files = {}
-    for index, shard in enumerate(shards):
-        name = f"weights-{index:02d}.safetensors"
-        data = safetensors.torch.save(shard)
-        (folder / name).write_bytes(data)
-        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    contents = {f"weights-{i:02d}.safetensors": safetensors.torch.save(shard) for i, shard in enumerate(shards)}
+    files = {n: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for n, data in contents.items()}
     full = {"format_version": FORMAT_VERSION, **record, "encoder_dtype": encoder_dtype, "files": files}
     try:
         text = json.dumps({**full, "training": dict(card)}, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the card must hold finite JSON values only: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)
+    for stale in folder.glob("weights-*.safetensors"):
+        stale.unlink()
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
     partial = folder / f"{CARD}.partial"
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(folder / CARD)

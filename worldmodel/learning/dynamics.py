@@ -1,0 +1,292 @@
+"""Learning what actions do: latent head and action predictor on top of frozen features.
+
+The compact recipe (docs: learned.md) has no teacher and no labels: multi-step and one-step prediction, an inverse
+model that keeps what actions change, SIGReg against collapse, and proprioception read from the image latent, which
+every robot measures and which keeps the arm localised. The patch recipe trains the predictor alone, in a space that
+is fixed.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worldmodel.data.episodes import EpisodeDataset
+from worldmodel.data.normalize import Normalizer
+from worldmodel.errors import ConfigError
+from worldmodel.learning.features import FrameStore, TrajectoryBatch, TrajectorySampler
+from worldmodel.learning.fit import to_device
+from worldmodel.learning.fit_config import FitConfig
+from worldmodel.learning.sigreg import sigreg
+from worldmodel.models.action_predictor import ResidualMLPConfig
+from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
+from worldmodel.models.encoders import Encoder
+from worldmodel.models.latent_head import CompactHeadConfig, HeadConfig, IdentityHeadConfig, build_head
+from worldmodel.models.world_model import LATENTS, ModelSpec, WorldModel
+
+STATISTICS_FRAMES = 8192
+"""Training frames from which the token statistics are taken; more do not change them visibly."""
+
+
+@dataclass(kw_only=True)
+class LossWeights:
+    """Weight of each term; 0 leaves it out. The patch latent is fixed, so only the first two apply to it.
+
+    Attributes:
+        rollout: Mean squared error of the latents along an open-loop rollout.
+        one_step: The same for single steps from true latents.
+        inverse_dynamics: Error of the (standardised) action recovered from two consecutive latents.
+        sigreg: SIGReg on the latents.
+        proprio: Error of the (standardised) proprioception read linearly from the latent.
+        straightening: One minus the cosine between consecutive latent displacements.
+    """
+
+    rollout: float = 1.0
+    one_step: float = 1.0
+    inverse_dynamics: float = 1.0
+    sigreg: float = 0.1
+    proprio: float = 0.5
+    straightening: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 0:
+                raise ConfigError(f"weight {name} must be >= 0, got {value}")
+        if self.rollout == 0 and self.one_step == 0:
+            raise ConfigError("weights rollout and one_step are both 0: the predictor would not be trained")
+
+
+@dataclass(kw_only=True)
+class DynamicsConfig:
+    """How the dynamics are learned.
+
+    Attributes:
+        latent: "compact" (one vector per frame) or "patch" (one per patch).
+        action_block: Consecutive env actions in one model step.
+        rollout_steps: Model steps of the open-loop rollout in the loss.
+        weights: Weight of each loss term.
+        stop_gradient_targets: Predict detached latents. Off by default: SIGReg and the inverse model prevent collapse,
+            and gradients through the target make the latent predictable.
+        sigreg_directions: Random directions SIGReg looks along, per step.
+        compact_head: Head of the compact latent.
+        compact_predictor: Predictor in the compact latent.
+        patch_head: Head of the patch latent.
+        patch_predictor: Predictor in the patch latent.
+        batch_size: Sub-trajectories per step.
+        steps: Optimiser steps.
+        lr: Peak learning rate.
+        weight_decay: Of matrices.
+        warmup_steps: Steps of linear warm-up.
+        clip_norm: Largest gradient norm; 0 switches clipping off.
+        validation_fraction: Share of episodes held out.
+        seed: Of weights, batches and loss randomness.
+    """
+
+    latent: str = "compact"
+    action_block: int = 3
+    rollout_steps: int = 4
+    weights: LossWeights = field(default_factory=LossWeights)
+    stop_gradient_targets: bool = False
+    sigreg_directions: int = 256
+    compact_head: CompactHeadConfig = field(default_factory=CompactHeadConfig)
+    compact_predictor: ResidualMLPConfig = field(default_factory=ResidualMLPConfig)
+    patch_head: IdentityHeadConfig = field(default_factory=IdentityHeadConfig)
+    patch_predictor: TransformerPredictorConfig = field(default_factory=TransformerPredictorConfig)
+    batch_size: int = 128
+    steps: int = 5000
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 200
+    clip_norm: float = 1.0
+    validation_fraction: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.latent not in LATENTS:
+            raise ConfigError(f"latent must be one of {', '.join(LATENTS)}, got {self.latent!r}")
+        for name in ("action_block", "rollout_steps", "sigreg_directions", "batch_size", "steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigError(f"validation_fraction must be in (0, 1), got {self.validation_fraction}")
+
+    def fit_config(self, *, run_dir: str | None = None, eval_every: int = 0, precision: str = "auto") -> FitConfig:
+        """Settings of the training loop."""
+        return FitConfig(
+            run_dir=run_dir,
+            steps=self.steps,
+            lr=self.lr,
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+            seed=self.seed,
+            eval_every=eval_every,
+            precision=precision,
+            checkpoint_every=1000,
+            log_every=50,
+        )
+
+    def model_spec(self, dataset: EpisodeDataset) -> ModelSpec:
+        """What a model trained on `dataset` under this config is for."""
+        return ModelSpec(
+            env_ids=dataset.env_ids,
+            action_dim=dataset.spec.action_dim,
+            action_low=dataset.spec.action_low,
+            action_high=dataset.spec.action_high,
+            action_block=self.action_block,
+            image_size=dataset.spec.image_size,
+            proprio_names=dataset.spec.proprio_names,
+            latent=self.latent,
+        )
+
+
+class DynamicsTask(nn.Module):
+    """Head, predictor and their losses, trained by `fit`.
+
+    Args:
+        config: Recipe.
+        spec: What the model is for.
+        num_tokens: Tokens per frame of the encoder.
+        embed_dim: Their width.
+    """
+
+    def __init__(self, config: DynamicsConfig, spec: ModelSpec, *, num_tokens: int, embed_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+        compact = config.latent == "compact"
+        head_config: HeadConfig = config.compact_head if compact else config.patch_head
+        self.head = build_head(head_config, num_tokens=num_tokens, embed_dim=embed_dim, seed=config.seed)
+        self.predictor = build_predictor(
+            config.compact_predictor if compact else config.patch_predictor,
+            num_tokens=self.head.num_tokens,
+            latent_dim=self.head.latent_dim,
+            action_dim=spec.flat_action_dim,
+            seed=config.seed + 1,
+        )
+        self.action_normalizer = Normalizer(spec.flat_action_dim)
+        self.proprio_normalizer = Normalizer(len(spec.proprio_names))
+        self.inverse: nn.Module | None = None
+        self.readout: nn.Module | None = None
+        width = self.head.latent_dim
+        if compact and config.weights.inverse_dynamics > 0:
+            layers = _linear(2 * width, 256, config.seed + 2), nn.GELU()
+            self.inverse = nn.Sequential(*layers, _linear(256, spec.flat_action_dim, config.seed + 3))
+        if compact and config.weights.proprio > 0:
+            self.readout = _linear(width, len(spec.proprio_names), config.seed + 4)
+
+    @property
+    def num_frames(self) -> int:
+        """Model-step frames of a training sub-trajectory: the longest context and the rollout after it."""
+        return self.predictor.window + self.config.rollout_steps
+
+    def fit_statistics(self, store: FrameStore, episode_ids: NDArray[np.int64]) -> None:
+        """Set the standardisation of tokens, actions and proprioception from training episodes."""
+        frames = store.frames_of(episode_ids)
+        rng = np.random.default_rng(self.config.seed)
+        chosen = np.sort(rng.choice(frames, size=min(len(frames), STATISTICS_FRAMES), replace=False))
+        self.head.standardise.fit(torch.from_numpy(store.features[part]) for part in np.array_split(chosen, 32))
+        # The last frame of an episode has no action; its zero row would shrink the deviation.
+        acting = np.concatenate([np.arange(store.episode_len[i] - 1) + store.episode_start[i] for i in episode_ids])
+        blocks = np.tile(store.action[acting], (1, self.spec.action_block))
+        self.action_normalizer.load_state_dict(Normalizer.fit(blocks).state_dict())
+        self.proprio_normalizer.load_state_dict(Normalizer.fit(store.proprio[frames]).state_dict())
+
+    def sampler(self, store: FrameStore, episode_ids: NDArray[np.int64], *, seed: int) -> TrajectorySampler:
+        """Batches of the shape this task trains on."""
+        return TrajectorySampler(
+            store,
+            episode_ids,
+            num_frames=self.num_frames,
+            action_block=self.config.action_block,
+            batch_size=self.config.batch_size,
+            seed=seed,
+        )
+
+    def latents(self, features: Tensor) -> Tensor:
+        """Planning latents (B, T, N', D') float32 of frozen features (B, T, N, D)."""
+        latents: Tensor = self.head(features.float())
+        return latents.float()
+
+    def forward(self, batch: TrajectoryBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Losses of one batch.
+
+        Args:
+            batch: Sub-trajectories of `num_frames` frames.
+            generator: Stream of SIGReg's directions and of the context length.
+
+        Returns:
+            "loss", and every term before weighting.
+        """
+        weights = self.config.weights
+        z = self.latents(batch.features)
+        target = z.detach() if self.config.stop_gradient_targets else z
+        actions = self.action_normalizer(batch.actions)
+        parts: dict[str, Tensor] = {}
+        if weights.one_step > 0:
+            parts["one_step"] = functional.mse_loss(self.predictor(z[:, :-1], actions).float(), target[:, 1:])
+        if weights.rollout > 0:
+            parts["rollout"] = self._rollout_loss(z, target, actions, generator)
+        if self.config.latent == "compact":
+            parts |= self._shaping_losses(z.squeeze(2), actions, batch.proprio, generator)
+        total = sum((getattr(weights, name) * value for name, value in parts.items()), torch.zeros((), device=z.device))
+        return {"loss": total, **parts}
+
+    def _rollout_loss(self, z: Tensor, target: Tensor, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Open-loop error after a context of random length, so that every length met in planning is trained."""
+        steps, window = self.config.rollout_steps, self.predictor.window
+        seen = 1
+        if window > 1:
+            seen = int(torch.randint(1, window + 1, (), generator=generator, device=generator.device))
+        future = actions[:, None, seen - 1 : seen - 1 + steps]
+        predicted = self.predictor.rollout(z[:, :seen], actions[:, : seen - 1], future)[:, 0]
+        return functional.mse_loss(predicted.float(), target[:, seen : seen + steps])
+
+    def _shaping_losses(
+        self, z: Tensor, actions: Tensor, proprio: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What gives the compact latent (B, T, D) its content."""
+        weights = self.config.weights
+        parts: dict[str, Tensor] = {}
+        if self.inverse is not None:
+            guess = self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1))
+            parts["inverse_dynamics"] = functional.mse_loss(guess.float(), actions)
+        if self.readout is not None:
+            parts["proprio"] = functional.mse_loss(self.readout(z).float(), self.proprio_normalizer(proprio))
+        if weights.sigreg > 0:
+            directions = self.config.sigreg_directions
+            parts["sigreg"] = sigreg(z.transpose(0, 1), num_directions=directions, generator=generator)
+        if weights.straightening > 0:
+            move = z.diff(dim=1)
+            parts["straightening"] = 1 - functional.cosine_similarity(move[:, :-1], move[:, 1:], dim=-1).mean()
+        return parts
+
+    def world_model(self, encoder: Encoder) -> WorldModel:
+        """World model of the present weights; a copy, so training may go on."""
+        parts = (self.head, self.predictor, self.action_normalizer, self.proprio_normalizer)
+        head, predictor, actions, proprio = copy.deepcopy(parts)
+        return WorldModel(copy.deepcopy(encoder), head, predictor, actions, proprio, self.spec)
+
+
+def validation_losses(task: DynamicsTask, batches: list[TrajectoryBatch]) -> dict[str, float]:
+    """Mean of every loss term over fixed held-out batches; call it in evaluation mode without gradients."""
+    device = task.action_normalizer.mean.device
+    generator = torch.Generator(device).manual_seed(task.config.seed)
+    sums: dict[str, float] = {}
+    for batch in batches:
+        for name, value in task(to_device(batch, device), generator).items():
+            sums[f"val_{name}"] = sums.get(f"val_{name}", 0.0) + float(value) / len(batches)
+    return sums
+
+
+def _linear(inputs: int, outputs: int, seed: int) -> nn.Linear:
+    """Linear layer whose weights depend on the seed alone (torch's layers draw from the global stream)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(inputs, outputs)
