@@ -275,15 +275,14 @@ def _coverage(dataset: EpisodeDataset) -> dict[str, float]:
 
 
 def _strays(dataset: EpisodeDataset) -> dict[str, list[int]]:
-    """Episodes in which a position among the privileged entries (metres) is far from where it usually is."""
-    strays = {}
+    """By thing: episodes in which a position among the privileged entries (metres) is far from the usual."""
+    strays: dict[str, set[int]] = {}
     for name, values in zip(dataset.spec.privileged_names, dataset.privileged.T, strict=True):
         if name[-2:] in ("_x", "_y", "_z"):
             is_far = np.abs(values - np.median(values)) > MAX_STRAY_M
-            episodes = np.unique(np.searchsorted(dataset.index.start, np.flatnonzero(is_far), side="right") - 1)
-            if len(episodes):
-                strays[name] = episodes.tolist()
-    return strays
+            episodes = np.searchsorted(dataset.index.start, np.flatnonzero(is_far), side="right") - 1
+            strays.setdefault(name[:-2], set()).update(episodes.tolist())
+    return {thing: sorted(episodes) for thing, episodes in strays.items() if episodes}
 
 
 def _warnings(dataset: EpisodeDataset, pixels: PixelFindings, clipped_share: float) -> list[str]:
@@ -301,7 +300,7 @@ def _warnings(dataset: EpisodeDataset, pixels: PixelFindings, clipped_share: flo
     if contact_rate < MIN_CONTACT_SHARE:
         found.append(f"the object is touched in {contact_rate:.1%} of frames: too rarely to learn how it moves")
     for name, strays in _strays(dataset).items():
-        found.append(f"{name} leaves its median by over {MAX_STRAY_M:g} m in {len(strays)} episodes: {_some(strays)}")
+        found.append(f"{name} strays over {MAX_STRAY_M:g} m from its median in {len(strays)} episodes: {_some(strays)}")
     constant = [entry.name for entry in _entry_stats(dataset) if entry.array != "privileged" and entry.std < 1e-6]
     if constant:
         found.append(f"entries that never change: {', '.join(constant)}")
