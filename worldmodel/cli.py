@@ -164,13 +164,6 @@ def _multirun(request: Request, state: _State) -> int:
     own = [line for line in request.overrides if not line.startswith("run_dir=")]
     given = [line.removeprefix("run_dir=") for line in request.overrides if line.startswith("run_dir=")]
     folder = Path(given[-1]) if given else default_folder(f"{request.command}-multirun")
-    if "--dry-run" in request.flags:
-
-        def show(config: RunConfig, _folder: Path) -> None:
-            _dry_run(config, request)
-
-        sweep(request.command, own, show, folder)
-        return 0
     statuses = []
 
     def job(config: RunConfig, job_folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Configuration: Hydra composes, the library gets dataclasses.
 
-Hydra and OmegaConf stop here and in `cli.py`. `load` composes a preset of `worldmodel/configs` with overrides, checks it
+Hydra and OmegaConf stop here. `load` composes a preset of `worldmodel/configs` with overrides, checks it
 strictly and builds the settings class of the command; nothing below this layer ever sees a `DictConfig`. Defaults live
 in the dataclasses alone: presets hold deviations and composition.
 """
@@ -19,12 +19,12 @@ from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -38,11 +38,13 @@ _SCHEMA_PREFIX = "base_"
 # Schemas of the config groups: group -> option -> dataclass. Presets in configs/<group>/ start from base_<option>.
 _OPTIONS = {
     "encoder": {
+        "pretrained": "worldmodel.commands.train:PretrainedEncoder",
         "vit": "worldmodel.models.vit:ViTConfig",
         "timm": "worldmodel.models.encoders:TimmEncoderConfig",
     },
     "objective": {"goal_distance": "worldmodel.control.objectives:GoalDistance"},
     "planner": {"cem": "worldmodel.planners:CEM"},
+    "target": {"vjepa": "worldmodel.learning.vjepa:VJEPAConfig"},
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +28,6 @@ PACKAGES = (
     "imageio-ffmpeg",
 )
 MIN_FREE_GIB = 2.0
-SHIPPED_CHECKPOINT = Path(__file__).parent / "assets" / "checkpoints"
 
 
 @dataclass(kw_only=True)
@@ -100,35 +98,37 @@ def find_gl_backend() -> str:
     return backend
 
 
-def has_fast_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices in hardware (AVX512-BF16, AMX, or a GPU that does)."""
+def describe_device() -> str:
+    """Kind of the accelerator that is used by default, with its product name, or "cpu"."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    if not torch.accelerator.is_available():
+        return "cpu"
+    kind = str(torch.accelerator.current_accelerator())
+    return f"{kind} ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else kind
 
 
-def describe_device(name: str = "auto") -> str:
-    """Name of the device that `name` ("auto", "cpu", "cuda", ...) stands for, with the product name of a GPU."""
-    import torch
-
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    return f"{kind} ({torch.cuda.get_device_name()})" if kind.startswith("cuda") else kind
+def hardware_facts() -> dict[str, Any]:
+    """Machine and versions a measured number belongs to, JSON-ready."""
+    return {
+        "device": describe_device(),
+        "processor": _processor(),
+        "cores": available_cores(),
+        "python": platform.python_version(),
+        "versions": package_versions(),
+    }
 
 
 def diagnose() -> Report:
     """Inspect the installation; never raises for something missing, but lists it in `problems`."""
     import torch
 
+    from worldmodel.learning.fit_config import has_native_bf16
+
     versions = package_versions()
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = accelerator if accelerator is not None else torch.device("cpu")
     problems = [f"{name} is not installed: pip install {name}" for name, found in versions.items() if found is None]
-    if sys.version_info < (3, 11):
-        problems.append(f"Python >= 3.11 is needed, this is {platform.python_version()}")
     backend = None
     try:
         backend = find_gl_backend()
@@ -148,7 +148,7 @@ def diagnose() -> Report:
         device=describe_device(),
         cores=cores,
         threads=threads,
-        has_bf16=has_fast_bf16(),
+        has_bf16=has_native_bf16(device),
         gl_backend=backend,
         free_gib=round(free, 1),
         problems=problems,
@@ -156,21 +156,17 @@ def diagnose() -> Report:
 
 
 def _checkpoint_problems() -> list[str]:
-    """Whether the shipped checkpoint is there and loads."""
-    from worldmodel.models.checkpoint import load_checkpoint
+    """Whether a checkpoint is shipped, and whether every shipped one loads."""
+    from worldmodel.models.checkpoint import load_checkpoint, shipped_checkpoints
 
-    if not any(SHIPPED_CHECKPOINT.rglob("*.safetensors")):
-        return [f"no checkpoint is shipped in {SHIPPED_CHECKPOINT}; train one with `worldmodel reproduce`"]
-    try:
-        load_checkpoint(shipped_checkpoint())
-    except WorldModelError as error:
-        return [str(error)]
-    return []
-
-
-def shipped_checkpoint() -> Path:
-    """The file of the checkpoint shipped in the package (it may not exist in a partial installation)."""
-    return SHIPPED_CHECKPOINT / "shipped.safetensors"
+    shipped = shipped_checkpoints()
+    problems = [] if shipped else ["no checkpoint is shipped with this installation; make one: worldmodel reproduce"]
+    for folder in shipped.values():
+        try:
+            load_checkpoint(folder)
+        except WorldModelError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _processor() -> str:

@@ -1,8 +1,9 @@
 """From library dataclasses to composable schemas and back.
 
-OmegaConf composes structured configs only from a subset of Python's annotations: no `Literal`, no union of dataclasses,
-no abstract base, no frozen class, and tuples come back as lists. The library should not bend its dataclasses to that, so
-each one is mirrored by a class OmegaConf accepts, and the composed values are built into the real class afterwards.
+OmegaConf composes structured configs only from a subset of Python's annotations: no `Literal`, no union of
+dataclasses, no abstract base, no frozen class, and tuples come back as lists. The library should not bend its
+dataclasses to that, so each one is mirrored by a class OmegaConf accepts, and the composed values are built into the
+real class afterwards.
 Separate from `config.py` because nothing here knows Hydra.
 """
 
@@ -37,8 +38,7 @@ def mirror(cls: type) -> type:
     members: list[tuple[str, Any, Any]] = []
     for item in _init_fields(cls):
         annotation = _annotation(hints[item.name])
-        chosen_by_group = is_dataclass(hints[item.name]) and not _composable(hints[item.name])
-        default = field(default=MANDATORY) if chosen_by_group else _default(item, annotation)
+        default = field(default=MANDATORY) if _is_choice(hints[item.name]) else _default(item, annotation)
         members.append((item.name, annotation, default))
     schema = make_dataclass(f"{cls.__name__}Schema", members, kw_only=True)
     _REAL[schema] = cls
@@ -64,7 +64,7 @@ def build(cls: type, values: Mapping[str, Any], key: str = "") -> Any:
         key: Dotted position in the config, for messages.
 
     Raises:
-        ConfigError: A mandatory value is missing or a value is none of its literals; also whatever `cls` refuses itself.
+        ConfigError: A mandatory value is missing, a value is none of its literals, or `cls` refuses it.
     """
     hints = get_type_hints(cls)
     for name, value in values.items():
@@ -84,6 +84,13 @@ def _join(key: str, name: str) -> str:
 def _composable(hint: Any) -> bool:
     """Whether a hint is a concrete dataclass, which is mirrored; abstract ones are chosen by a config group."""
     return isinstance(hint, type) and is_dataclass(hint) and not inspect.isabstract(hint)
+
+
+def _is_choice(hint: Any) -> bool:
+    """Whether a config group has to choose the class: an abstract dataclass, or one of several."""
+    if get_origin(hint) in (Union, UnionType):
+        return sum(is_dataclass(arg) for arg in get_args(hint)) > 1
+    return is_dataclass(hint) and not _composable(hint)
 
 
 def _annotation(hint: Any) -> Any:

@@ -16,6 +16,7 @@ LAYERS = {
     "config": 5,
     "configs": 5,
     "doctor": 5,
+    "schema": 5,
     "testing": 4.5,
     "analysis": 4,
     "evaluation": 3,

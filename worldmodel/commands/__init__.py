@@ -52,27 +52,29 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command(
         summary="V-JEPA: learn an encoder from video, without actions",
         keys=(
-            ("data=FILE", "episode file, or [a.h5,b.h5] for several"),
+            ("data=FILE", "episode file; it may hold several environments (collect with append=true)"),
             ("fit.steps=N", "optimiser steps; an interrupted run continues with the same run_dir"),
-            ("encoder=vit", "architecture; encoder.depth=6 and so on"),
+            ("encoder.depth=6", "architecture (encoder.embed_dim, encoder.patch_size, ...)"),
+            ("target=vjepa_small", "objective; target=vjepa is the published one"),
         ),
         examples=(
-            "worldmodel pretrain data=[outputs/reach.h5,outputs/push.h5] run_dir=outputs/encoder",
+            "worldmodel pretrain data=outputs/push.h5 run_dir=outputs/encoder",
             "worldmodel pretrain data=outputs/push.h5 fit.steps=500 encoder.embed_dim=128",
         ),
-        groups=("encoder",),
+        groups=("encoder", "target"),
     ),
     "train": Command(
         summary="learn to predict what actions do, in the space of a frozen encoder",
         keys=(
-            ("data=FILE", "episode file, or [a.h5,b.h5] for several"),
-            ("encoder=vit", "a pretrained one with encoder_from=FOLDER, or encoder=timm encoder.name=resnet18"),
+            ("data=FILE", "episode file"),
+            ("encoder.path=FOLDER", "pretrained encoder; the shipped one by default"),
+            ("encoder=timm", "any frozen timm backbone instead, e.g. encoder.name=resnet18 encoder.pretrained=true"),
             ("latent=compact", "planning space: latent=compact or latent=patch"),
-            ("fit.steps=N", "optimiser steps; an interrupted run continues with the same run_dir"),
+            ("steps=5000", "optimiser steps; an interrupted run continues with the same run_dir"),
         ),
         examples=(
-            "worldmodel train data=outputs/push.h5 encoder_from=outputs/encoder/encoder",
-            "worldmodel train data=outputs/push.h5 encoder_from=null encoder=timm encoder.name=resnet18",
+            "worldmodel train data=outputs/push.h5 encoder.path=outputs/encoder/encoder",
+            "worldmodel train data=outputs/push.h5 encoder=timm encoder.name=resnet18",
             "worldmodel train -m data=outputs/push.h5 latent=compact,patch",
         ),
         groups=("encoder",),
@@ -83,7 +85,6 @@ COMMANDS: dict[str, Command] = {
             ("env=push", "environment: reach, push or a registered id"),
             ("checkpoint=shipped", "trained model: the one in the package, or a folder"),
             ("task=0", "which demonstration task"),
-            ("goal_image=FILE", "a PNG of your own as the goal"),
             ("planner=cem", "planner.num_samples=300 planner.horizon=5 ..."),
         ),
         examples=(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from worldmodel.errors import ConfigError
 
@@ -92,3 +96,26 @@ def open_folder(folder: Path, command: str, config_yaml: str, facts: dict[str, A
     (folder / CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
     facts = {"command": command, **facts, "python": platform.python_version()}
     record.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def counted(title: str, show: bool) -> Iterator[Callable[[int, int], None]]:
+    """Progress bar on stderr, off when that is no terminal; yields a function of (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not (show and sys.stderr.isatty())) as bar:
+        task = bar.add_task(title, total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
+def busy(title: str, show: bool) -> Iterator[None]:
+    """Spinner on stderr for work of unknown length, off when that is no terminal."""
+    if not (show and sys.stderr.isatty()):
+        yield
+        return
+    with Console(stderr=True).status(f"{title} ..."):
+        yield

@@ -1,0 +1,193 @@
+"""Composition, strictness and building of settings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from omegaconf import OmegaConf
+
+from worldmodel.commands import COMMANDS, settings_class
+from worldmodel.config import load, presets, register_schemas, sweep
+from worldmodel.errors import ConfigError
+from worldmodel.schema import MANDATORY, build, field_names, mirror, real_class
+
+
+@dataclass(kw_only=True)
+class Part(ABC):
+    weight: float = 1.0
+
+    @abstractmethod
+    def work(self) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Inner:
+    depth: int = 3
+
+
+@dataclass(kw_only=True, frozen=True)
+class Outer:
+    """A dataclass with every annotation OmegaConf alone would refuse."""
+
+    path: Path = Path("here")
+    metric: Literal["l1", "l2"] = "l2"
+    taps: tuple[int, ...] = (1, 2)
+    pair: tuple[int, float] = (1, 0.5)
+    either: Inner | Path | None = None
+    limit: float | None = None
+    inner: Inner = field(default_factory=Inner)
+    part: Part
+
+
+def test_a_mirror_has_the_same_fields_and_plain_defaults() -> None:
+    schema = mirror(Outer)
+    config = OmegaConf.structured(schema)
+    assert list(config) == field_names(Outer)
+    assert real_class(schema) is Outer
+    assert config.path == "here"
+    assert list(config.taps) == [1, 2]
+    assert config.inner.depth == 3
+    assert OmegaConf.is_missing(config, "part")
+
+
+def test_build_restores_the_promised_types() -> None:
+    inner = Inner(depth=7)
+    built = build(Outer, {"path": "there", "taps": [4], "pair": [2, 0.1], "inner": inner, "part": None, "limit": None})
+    assert built.path == Path("there")
+    assert built.taps == (4,)
+    assert built.pair == (2, 0.1)
+    assert built.inner is inner
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"metric": "l3", "part": None}, ["outer.metric", "'l1'", "'l3'"]),
+        ({"part": MANDATORY}, ["outer.part", "missing"]),
+        ({"pair": [1], "part": None}, ["outer.pair", "2 values"]),
+    ],
+)
+def test_build_refuses(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(Outer, values, "outer")
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_has_settings_a_preset_and_help(command: str) -> None:
+    assert command in presets()
+    assert "run_dir" in field_names(settings_class(command))
+    assert COMMANDS[command].examples
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_composes_and_builds(preset: str) -> None:
+    """Commands with their mandatory values, group options through a command that has the group."""
+    mandatory = {"inspect": ["data=x.h5"], "pretrain": ["data=x.h5"], "train": ["data=x.h5"]}
+    group, _, option = preset.rpartition("/")
+    if not group:
+        config = load(preset, mandatory.get(preset, []))
+        assert isinstance(config.settings, settings_class(preset))
+        return
+    hosts = [name for name, command in COMMANDS.items() if group in command.groups]
+    assert hosts, f"configs/{group} is a group of no command"
+    for host in hosts:
+        load(host, [*mandatory.get(host, []), f"{group}={option}"])
+
+
+def test_defaults_come_from_the_dataclass_alone() -> None:
+    """What the evaluate preset resolves to is what the library uses without any config."""
+    from worldmodel.evaluation.evaluate import EvaluateConfig
+
+    settings = load("evaluate").settings
+    plain = EvaluateConfig()
+    assert {name: getattr(settings, name) for name in field_names(EvaluateConfig)} == {
+        name: getattr(plain, name) for name in field_names(EvaluateConfig)
+    }
+
+
+def test_the_oracle_preset_is_the_library_default() -> None:
+    from worldmodel.evaluation.baselines import ManifestConfig
+
+    assert load("manifest").settings.oracle == ManifestConfig().oracle
+
+
+def test_overrides_reach_real_objects() -> None:
+    from worldmodel.planners import CEM
+
+    settings = load("evaluate", ["env=reach", "planner.num_samples=64", "objective.metric=l1"]).settings
+    assert isinstance(settings.planner, CEM)
+    assert settings.planner.num_samples == 64
+    assert settings.objective.metric == "l1"
+    assert settings.env == "reach"
+
+
+def test_a_known_key_may_carry_a_plus() -> None:
+    assert load("collect", ["+env=reach"]).settings.env == "reach"
+
+
+def test_a_reference_is_resolved() -> None:
+    config = load("collect", ["env=reach"])
+    assert config.settings.out.endswith("reach.h5")
+    assert "${" not in config.to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "words"),
+    [
+        ("evaluate", ["planner.num_sample=3"], ["planner.num_sample", "planner.num_samples"]),
+        ("evaluate", ["+planner.num_sample=3"], ["planner.num_sample", "planner.num_samples"]),
+        ("evaluate", ["++planner.num_sample=3"], ["planner.num_sample", "planner.num_samples"]),
+        ("evaluate", ["+typo=3"], ["'typo'", "top-level keys", "episodes"]),
+        ("evaluate", ["num_samples=3"], ["'num_samples'", "'planner.num_samples'"]),
+        ("evaluate", ["planner=mppii"], ["unknown planner 'mppii'", "cem"]),
+        ("evaluate", ["planner=cemm"], ["did you mean 'cem'"]),
+        ("evaluate", ["episodes=many"], ["episodes=many", "Integer"]),
+        ("evaluate", ["episodes"], ["'episodes'", "key=value"]),
+        ("evaluate", ["env=reach,push"], ["-m"]),
+        ("evaluate", ["env=${nowhere}"], ["nowhere"]),
+        ("evaluate", ["~env"], ["~env"]),
+        ("collect", ["planner=cem"], ["'planner'"]),
+        ("collect", ["out=null"], ["out=null"]),
+        ("evaluate", ["planner.horizon=0"], ["horizon", "0"]),
+        ("evaluate", ["planner.num_elites=999"], ["num_elites must be in [1, num_samples=300]", "999"]),
+        ("evaluat", [], ["unknown command 'evaluat'", "did you mean 'evaluate'"]),
+    ],
+)
+def test_mistakes_are_named(command: str, overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(command, overrides)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_a_sweep_runs_every_combination(tmp_path: Path) -> None:
+    seen = []
+    sweep(
+        "collect",
+        ["env=reach,push", "seed=1,2"],
+        lambda config, folder: seen.append((config.settings.env, config.settings.seed, folder.name)),
+        tmp_path,
+    )
+    assert seen == [("reach", 1, "0"), ("reach", 2, "1"), ("push", 1, "2"), ("push", 2, "3")]
+
+
+def test_a_sweep_checks_before_it_runs(tmp_path: Path) -> None:
+    """A mistake in the last combination is found before the first one has started."""
+    seen: list[object] = []
+    with pytest.raises(ConfigError, match="three"):
+        sweep("collect", ["seed=1,2,three"], lambda config, folder: seen.append(config), tmp_path)
+    with pytest.raises(ConfigError, match="foo"):
+        sweep("collect", ["seed=1,2", "+foo=1"], lambda config, folder: seen.append(config), tmp_path)
+    assert not seen
+
+
+def test_registering_twice_is_harmless() -> None:
+    register_schemas("collect")
+    register_schemas("collect")
+    assert load("collect").settings.env

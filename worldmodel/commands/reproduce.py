@@ -1,0 +1,174 @@
+"""`worldmodel reproduce`: a whole chain, from data collection to the table, continued where it stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from worldmodel.commands import collect, evaluate, pretrain, train
+from worldmodel.commands.run import Outcome, Run, RunSettings
+from worldmodel.errors import ConfigError
+
+STAGES_FILE = "stages.json"
+_FREE_KEYS = ("workers", "batch", "run_dir")  # outcomes do not depend on them
+
+
+@dataclass(kw_only=True)
+class Settings(RunSettings):
+    """The stages, in order; each has the settings of its command.
+
+    Attributes:
+        name: Name of the experiment.
+        data: Episode file that all stages share.
+        workers: Processes for collecting and evaluating.
+        collect_reach: First stage.
+        collect_push: Second stage; into the same file.
+        pretrain: Third stage.
+        train: Fourth stage.
+        evaluate_reach: Fifth stage.
+        evaluate_push: Last stage.
+    """
+
+    name: str
+    data: str
+    workers: int = 2
+    collect_reach: collect.Settings = field(default_factory=collect.Settings)
+    collect_push: collect.Settings = field(default_factory=collect.Settings)
+    pretrain: pretrain.Settings
+    train: train.Settings
+    evaluate_reach: evaluate.Settings = field(default_factory=evaluate.Settings)
+    evaluate_push: evaluate.Settings = field(default_factory=evaluate.Settings)
+
+
+STAGES: dict[str, Callable[[Any, Run], Outcome]] = {
+    "collect_reach": collect.run,
+    "collect_push": collect.run,
+    "pretrain": pretrain.run,
+    "train": train.run,
+    "evaluate_reach": evaluate.run,
+    "evaluate_push": evaluate.run,
+}
+
+
+def run(settings: Settings, run: Run) -> Outcome:
+    """Run the stages that are not done yet, then show minutes and results."""
+    book = _StageBook(run.folder / STAGES_FILE)
+    for name in STAGES:
+        book.check(name, getattr(settings, name))
+    for number, (name, function) in enumerate(STAGES.items(), start=1):
+        stage_settings = getattr(settings, name)
+        if book.has(name):
+            run.note(f"[{number}/{len(STAGES)}] {name}: done before, in {book.minutes(name):.1f} minutes")
+            continue
+        run.note(f"[{number}/{len(STAGES)}] {name}")
+        stage = replace(run, folder=run.folder / name)
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        run.kept = f"stages done so far are in {run.folder}; continue with the same command and run_dir={run.folder}"
+        begin = time.perf_counter()
+        outcome = function(stage_settings, stage)
+        book.add(name, stage_settings, time.perf_counter() - begin, outcome.record)
+        run.note(f"      {name} took {book.minutes(name):.1f} minutes")
+    record = {
+        "name": settings.name,
+        "minutes": round(sum(book.minutes(name) for name in STAGES), 2),
+        "stage_minutes": {name: round(book.minutes(name), 2) for name in STAGES},
+        "checkpoint": settings.train.out,
+        "stages": {name: book.record(name) for name in STAGES},
+    }
+    report = (_minutes_table(book), _results_table(book), f"checkpoint: {settings.train.out}")
+    return Outcome(record=record, report=report)
+
+
+class _StageBook:
+    """Which stages are done, with which settings, how long they took and what came out."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stages: dict[str, Any] = {}
+        if path.is_file():
+            try:
+                self._stages = json.loads(path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"{path} is damaged; remove it to run every stage again") from error
+
+    def has(self, name: str) -> bool:
+        return name in self._stages
+
+    def minutes(self, name: str) -> float:
+        return float(self._stages[name]["seconds"]) / 60
+
+    def record(self, name: str) -> dict[str, Any]:
+        return dict(self._stages[name]["record"])
+
+    def check(self, name: str, settings: Any) -> None:
+        """Refuse to mix settings in one folder.
+
+        Raises:
+            ConfigError: The stage is done with other settings; names the first difference.
+        """
+        if not self.has(name):
+            return
+        before, now = _flat(self._stages[name]["settings"]), _flat(_essence(settings))
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                raise ConfigError(
+                    f"{self._path.parent} holds {name} done with {key}={before.get(key)}, asked for {now.get(key)}; "
+                    "choose another run_dir"
+                )
+
+    def add(self, name: str, settings: Any, seconds: float, record: dict[str, Any]) -> None:
+        self._stages[name] = {"settings": _essence(settings), "seconds": seconds, "record": record}
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._stages, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self._path)
+
+
+def _essence(settings: Any) -> dict[str, Any]:
+    """JSON form of the settings an outcome depends on."""
+    essence: dict[str, Any] = json.loads(
+        json.dumps({key: value for key, value in asdict(settings).items() if key not in _FREE_KEYS})
+    )
+    return essence
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _minutes_table(book: _StageBook) -> Table:
+    table = Table(title="minutes per stage")
+    table.add_column("stage")
+    table.add_column("minutes", justify="right")
+    for name in STAGES:
+        table.add_row(name, f"{book.minutes(name):.1f}")
+    table.add_row("total", f"{sum(book.minutes(name) for name in STAGES):.1f}", style="bold")
+    return table
+
+
+def _results_table(book: _StageBook) -> Table:
+    table = Table(title="held at the end, 95 % Wilson interval")
+    for heading in ("task", "model", "random", "no-op", "oracle", "replan p50"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for task in ("reach", "push"):
+        record = book.record(f"evaluate_{task}")
+        rows = [record, *(record["baselines"].get(name) for name in ("random", "noop", "oracle"))]
+        latency = record["replan_s"]["p50"]
+        table.add_row(task, *map(_rate, rows), "-" if latency is None else f"{latency:.2f} s")
+    return table
+
+
+def _rate(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    low, high = row["success_interval"]
+    return f"{row['success_rate']:.0%} [{low:.0%}, {high:.0%}]"

@@ -1,0 +1,201 @@
+"""`worldmodel train`: latent head and action predictor on the features of a frozen encoder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from worldmodel.commands.run import Outcome, Run, RunSettings, counted
+from worldmodel.data.episodes import EpisodeDataset
+from worldmodel.doctor import hardware_facts
+from worldmodel.errors import ConfigError
+from worldmodel.learning.dynamics import DynamicsConfig, DynamicsTask, validation_losses
+from worldmodel.learning.features import FrameStore, cached_features
+from worldmodel.learning.fit import FitReport, fit
+from worldmodel.learning.open_loop import OpenLoopReport, open_loop_report
+from worldmodel.models.checkpoint import load_encoder, save_checkpoint
+from worldmodel.models.encoders import Encoder, EncoderConfig, TimmEncoderConfig, build_encoder
+from worldmodel.models.vit import ViTConfig
+
+LICENCE = "MIT"
+_VALIDATION_BATCHES = 8
+
+
+@dataclass(kw_only=True)
+class PretrainedEncoder:
+    """An encoder that was trained before.
+
+    Attributes:
+        path: Folder written by `worldmodel pretrain` or `worldmodel train`, or the name of a shipped checkpoint.
+        taps: Blocks whose outputs are concatenated, instead of the ones the encoder was saved with; None keeps those.
+    """
+
+    path: str = "shipped"
+    taps: tuple[int, ...] | None = None
+
+
+@dataclass(kw_only=True)
+class Settings(RunSettings, DynamicsConfig):
+    """`DynamicsConfig`, and what it is applied to.
+
+    Attributes:
+        data: Episode file.
+        encoder: Where the features come from: a pretrained encoder, or a fresh one (random weights, or timm's).
+        cache_dir: Folder of cached features, shared between runs.
+        out: Folder of the checkpoint; None means `checkpoint` in the run folder.
+        eval_every: Steps between validations; 0 leaves only the one at the end.
+        horizon: Model steps of the open-loop report.
+        precision: "auto", "32-true" or "bf16-mixed".
+        encoder_dtype: Storage of the encoder's weights, "float32" or "float16".
+    """
+
+    data: str
+    encoder: PretrainedEncoder | ViTConfig | TimmEncoderConfig = field(default_factory=PretrainedEncoder)
+    cache_dir: str = "outputs/features"
+    out: str | None = None
+    eval_every: int = 500
+    horizon: int = 5
+    precision: str = "auto"
+    encoder_dtype: str = "float32"
+
+
+@dataclass(kw_only=True)
+class _Material:
+    """What the training works on."""
+
+    encoder: Encoder
+    store: FrameStore
+    train_ids: NDArray[np.int64]
+    val_ids: NDArray[np.int64]
+
+
+def run(settings: Settings, run: Run) -> Outcome:
+    """Cache features, train, measure open loop, save."""
+    if settings.horizon < 1:
+        raise ConfigError(f"horizon must be >= 1, got {settings.horizon}")
+    dataset = EpisodeDataset.open(settings.data)
+    run.note(
+        f"Learning the {settings.latent} dynamics of {', '.join(dataset.env_ids)} from {len(dataset)} episodes in "
+        f"{settings.steps} steps"
+    )
+    run.kept = f"the last saved step is in {run.folder}; continue with run_dir={run.folder}"
+    material = _material(settings, dataset, run)
+    task, report = _fit(settings, dataset, material, run)
+    open_loop = open_loop_report(
+        task, material.store, train_ids=material.train_ids, val_ids=material.val_ids, horizon=settings.horizon
+    )
+    task.cpu()
+    model = task.world_model(material.encoder.cpu())
+    out = Path(settings.out) if settings.out is not None else run.folder / "checkpoint"
+    save_checkpoint(out, model, card_of(settings, dataset, report, open_loop), encoder_dtype=settings.encoder_dtype)
+    (run.folder / "open_loop.json").write_text(open_loop.to_json() + "\n", encoding="utf-8")
+    record = {
+        "checkpoint": str(out),
+        "steps": report.step,
+        "minutes": round(report.seconds / 60, 2),
+        "metrics": report.evaluation,
+        "open_loop": asdict(open_loop),
+    }
+    return Outcome(record=record, report=(*open_loop.tables(), f"checkpoint: {out}"))
+
+
+def make_encoder(config: PretrainedEncoder | EncoderConfig, seed: int) -> Encoder:
+    """The encoder a setting asks for, frozen.
+
+    Raises:
+        CheckpointError: The pretrained one is missing or corrupt.
+        ConfigError: Its taps name no block.
+    """
+    if not isinstance(config, PretrainedEncoder):
+        return build_encoder(config, seed=seed).requires_grad_(False).eval()
+    encoder = load_encoder(config.path)
+    if config.taps is not None:
+        encoder = retap(encoder, config.taps)
+    return encoder
+
+
+def retap(encoder: Encoder, taps: tuple[int, ...]) -> Encoder:
+    """The same encoder, giving the outputs of other blocks.
+
+    Raises:
+        ConfigError: The encoder has no blocks to tap, or not these.
+    """
+    from dataclasses import replace
+
+    config: Any = encoder.config
+    if not isinstance(config, ViTConfig):
+        raise ConfigError(f"encoder.taps needs a ViT encoder, this one is a {type(config).__name__}")
+    tapped = build_encoder(replace(config, taps=taps))
+    tapped.load_state_dict(encoder.state_dict())
+    return tapped.requires_grad_(False).eval()
+
+
+def card_of(
+    settings: Settings, dataset: EpisodeDataset, report: FitReport, open_loop: OpenLoopReport
+) -> dict[str, Any]:
+    """Facts that travel with the checkpoint."""
+    return {
+        "licence": LICENCE,
+        "data": {"hash": dataset.content_hash, "episodes": len(dataset), "frames": dataset.num_frames},
+        "env_ids": list(dataset.env_ids),
+        "encoder": asdict(settings.encoder),
+        "steps": report.step,
+        "minutes": round(report.seconds / 60, 2),
+        "seed": settings.seed,
+        "hardware": hardware_facts(),
+        "metrics": {**report.evaluation, **open_loop.scalars()},
+    }
+
+
+def _material(settings: Settings, dataset: EpisodeDataset, run: Run) -> _Material:
+    encoder = make_encoder(settings.encoder, settings.seed).to(_device())
+    with counted("encoding frames", run.progress) as progress:
+        features = cached_features(dataset, encoder, settings.cache_dir, progress=progress)
+    train_ids, val_ids = dataset.split(settings.validation_fraction, settings.seed)
+    return _Material(
+        encoder=encoder, store=FrameStore.from_dataset(dataset, features), train_ids=train_ids, val_ids=val_ids
+    )
+
+
+def _fit(settings: Settings, dataset: EpisodeDataset, material: _Material, run: Run) -> tuple[DynamicsTask, FitReport]:
+    task = DynamicsTask(
+        settings,
+        settings.model_spec(dataset),
+        num_tokens=material.encoder.num_tokens,
+        embed_dim=material.encoder.embed_dim,
+    )
+    task.fit_statistics(material.store, material.train_ids)
+    held_out = task.sampler(material.store, material.val_ids, seed=settings.seed + 1)
+    batches = [held_out.next_batch() for _ in range(_VALIDATION_BATCHES)]
+
+    def validate(step: int) -> dict[str, float]:
+        report = open_loop_report(
+            task,
+            material.store,
+            train_ids=material.train_ids,
+            val_ids=material.val_ids,
+            horizon=settings.horizon,
+            num_clips=256,
+        )
+        return {**validation_losses(task, batches), **report.scalars()}
+
+    report = fit(
+        task,
+        task.sampler(material.store, material.train_ids, seed=settings.seed),
+        settings.fit_config(run_dir=str(run.folder), eval_every=settings.eval_every, precision=settings.precision),
+        evaluate=validate,
+        progress=run.progress,
+        title="training dynamics",
+    )
+    return task, report
+
+
+def _device() -> torch.device:
+    """The accelerator of this machine, else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found if found is not None else torch.device("cpu")
