@@ -22,12 +22,12 @@ from worldmodel.models.vit import (
     LAYER_NORM_EPS,
     Block,
     Rope,
+    RopeGrid,
     ViTConfig,
     gather_tokens,
     grid_positions,
     init_transformer,
     patchify,
-    rope_tables,
     sincos_table,
 )
 
@@ -99,8 +99,6 @@ class VideoViT(Encoder):
     pixel_mean: Tensor
     pixel_std: Tensor
     pos_table: Tensor
-    rope_cos: Tensor
-    rope_sin: Tensor
 
     def __init__(self, config: ViTConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -114,14 +112,11 @@ class VideoViT(Encoder):
         )
         self.norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
         init_transformer(self, torch.Generator().manual_seed(seed))
-        # Tables follow from the config: cached on the device, never stored in checkpoints.
-        positions = grid_positions(config.grid)
         if config.pos_embed == "rope":
-            cos, sin = rope_tables(positions, config.embed_dim // config.num_heads, tiled=config.rope_tiled)
-            self.register_buffer("rope_cos", cos, persistent=False)
-            self.register_buffer("rope_sin", sin, persistent=False)
+            self.rope = RopeGrid(config.grid, config.embed_dim // config.num_heads, tiled=config.rope_tiled)
         else:
-            self.register_buffer("pos_table", sincos_table(positions, config.embed_dim), persistent=False)
+            table = sincos_table(grid_positions(config.grid), config.embed_dim)
+            self.register_buffer("pos_table", table, persistent=False)
         self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
@@ -188,7 +183,7 @@ class VideoViT(Encoder):
         x = self.patch_embed(patches)
         if self.config.pos_embed == "sincos":
             return x + self.pos_table[index], None
-        return x, (self.rope_cos[index].unsqueeze(-2), self.rope_sin[index].unsqueeze(-2))
+        return x, self.rope(index)
 
 
 @dataclass(kw_only=True)

@@ -14,11 +14,10 @@ from worldmodel.errors import ConfigError
 from worldmodel.models.vit import (
     LAYER_NORM_EPS,
     Block,
+    RopeGrid,
     ViTConfig,
     grid_positions,
     init_transformer,
-    rope_axis_dim,
-    rope_tables,
     sincos_table,
 )
 
@@ -59,8 +58,6 @@ class MaskedPredictor(nn.Module):
     """
 
     pos_table: Tensor
-    rope_cos: Tensor
-    rope_sin: Tensor
 
     def __init__(self, config: MaskedPredictorConfig, encoder: ViTConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -74,15 +71,11 @@ class MaskedPredictor(nn.Module):
         self.predictor_norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
         self.predictor_proj = nn.Linear(config.embed_dim, encoder.embed_dim)
         init_transformer(self, torch.Generator().manual_seed(seed))
-        positions = grid_positions(encoder.grid)
         if self.uses_rope:
-            head_dim = config.embed_dim // config.num_heads
-            rope_axis_dim(head_dim)
-            cos, sin = rope_tables(positions, head_dim, tiled=encoder.rope_tiled)
-            self.register_buffer("rope_cos", cos, persistent=False)
-            self.register_buffer("rope_sin", sin, persistent=False)
+            self.rope = RopeGrid(encoder.grid, config.embed_dim // config.num_heads, tiled=encoder.rope_tiled)
         else:
-            self.register_buffer("pos_table", sincos_table(positions, config.embed_dim), persistent=False)
+            table = sincos_table(grid_positions(encoder.grid), config.embed_dim)
+            self.register_buffer("pos_table", table, persistent=False)
 
     def forward(
         self, context: Tensor, keep: Tensor, target: Tensor, *, mask_type: int = 0, with_context: bool = False
@@ -104,10 +97,8 @@ class MaskedPredictor(nn.Module):
         embedded = self.predictor_embed(context)
         masks = self.mask_tokens[mask_type].to(embedded.dtype).expand(*target.shape, -1)
         x = torch.cat((embedded, masks), dim=1)
-        rope = None
-        if self.uses_rope:
-            rope = (self.rope_cos[index].unsqueeze(-2), self.rope_sin[index].unsqueeze(-2))
-        else:
+        rope = self.rope(index) if self.uses_rope else None
+        if not self.uses_rope:
             x = x + self.pos_table[index]
         for block in self.predictor_blocks:
             x = block(x, rope)

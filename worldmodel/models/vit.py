@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from worldmodel.errors import ConfigError
 
 LAYER_NORM_EPS = 1e-6
-Rope = tuple[Tensor, Tensor]
-"""Cosine and signed sine tables, broadcastable to (B, K, heads, d); see `rope_tables`."""
+Rope = tuple[Tensor, Tensor] | Tensor
+"""Cosine and signed sine tables (..., d) of `rope_tables`, or the complex turns (..., d / 2) of `rope_turns`."""
 
 
 @dataclass(kw_only=True)
@@ -143,19 +143,55 @@ def rope_tables(positions: Tensor, head_dim: int, *, tiled: bool = False) -> Rop
     return angle.cos().float(), (angle.sin() * sign).float()
 
 
+def rope_turns(tables: tuple[Tensor, Tensor]) -> Tensor:
+    """The same rotation as numbers (..., d / 2, 2) = (cos, sin) per pair; `torch.view_as_complex` of it is a `Rope`.
+
+    Multiplying complex numbers takes half the time of the real form, forward and backward. Only for true rotations.
+    """
+    cos, sin = tables
+    return torch.stack((cos[..., 1::2], sin[..., 1::2]), dim=-1)
+
+
 def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     """Rotate channel pairs of queries or keys.
 
     Args:
         x: (..., d) of which the tables' shape is a broadcastable match.
-        rope: Tables of `rope_tables`, indexed and unsqueezed to broadcast against x.
+        rope: Tables, indexed and unsqueezed to broadcast against x.
 
     Returns:
         Same shape and dtype as x.
     """
+    if isinstance(rope, Tensor):
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
     cos, sin = rope
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
+
+
+class RopeGrid(nn.Module):
+    """Rotary tables of every token of a grid, cached on the device and never stored in checkpoints."""
+
+    table: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, grid: tuple[int, int, int], head_dim: int, *, tiled: bool) -> None:
+        super().__init__()
+        self.tiled = tiled
+        tables = rope_tables(grid_positions(grid), head_dim, tiled=tiled)
+        if tiled:
+            self.register_buffer("cos", tables[0], persistent=False)
+            self.register_buffer("sin", tables[1], persistent=False)
+        else:
+            self.register_buffer("table", rope_turns(tables), persistent=False)
+
+    def forward(self, index: Tensor) -> Rope:
+        """Tables of the tokens `index`, (K,) or (B, K) long, to broadcast against (B, K, heads, d)."""
+        if self.tiled:
+            return self.cos[index].unsqueeze(-2), self.sin[index].unsqueeze(-2)
+        return torch.view_as_complex(self.table[index]).unsqueeze(-2)
 
 
 def sincos_table(positions: Tensor, embed_dim: int) -> Tensor:
@@ -189,7 +225,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor, rope: Rope | None) -> Tensor:
-        """Map x (B, K, D) -> (B, K, D); `rope` tables are (K, 1, d) or (B, K, 1, d)."""
+        """Map x (B, K, D) -> (B, K, D); `rope` is a `RopeGrid` output for these tokens."""
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).unbind(2)  # each (B, K, heads, d)
         if rope is not None:
