@@ -60,8 +60,8 @@ class Plan:
         std: (B, H, A) its standard deviation, env units.
         elites: (B, K, H, A) best candidates of the last iteration, best first.
         trace: Costs and spread per iteration.
-        rng_state: (B, n) uint8 state of each problem's stream before the first draw: with it and the same cost
-            function the plan can be recomputed bit for bit.
+        rng_state: State of each problem's stream before the first draw: with it and the same cost function the plan
+            can be recomputed bit for bit. B separate tensors, because `torch.Generator.set_state` crashes on slices.
         seconds: Wall time of the `plan` call this came from, all its problems together.
     """
 
@@ -71,7 +71,7 @@ class Plan:
     std: Tensor
     elites: Tensor
     trace: PlanTrace
-    rng_state: Tensor
+    rng_state: tuple[Tensor, ...]
     seconds: float
 
     @property
@@ -120,7 +120,7 @@ class Plan:
             std=self.std[index],
             elites=self.elites[index],
             trace=self.trace.select(index),
-            rng_state=self.rng_state[index],
+            rng_state=tuple(self.rng_state[row] for row in index),
             seconds=self.seconds,
         )
 
@@ -146,7 +146,7 @@ class Plan:
                 elite_cost=torch.cat([trace.elite_cost for trace in traces]),
                 std=torch.cat([trace.std for trace in traces]),
             ),
-            rng_state=torch.cat([plan.rng_state for plan in plans]),
+            rng_state=tuple(state for plan in plans for state in plan.rng_state),
             seconds=max(plan.seconds for plan in plans),
         )
 
@@ -271,16 +271,9 @@ class Problems:
                 noise[row].copy_(drawn)
         return noise
 
-    def rng_state(self) -> Tensor:
-        """(B, n) uint8 states of the streams.
-
-        Raises:
-            PlanningError: The streams are of different kinds.
-        """
-        states = [stream.get_state() for stream in self.rng]
-        if len({len(state) for state in states}) != 1:
-            raise PlanningError("all streams must live on one kind of device")
-        return torch.stack(states)
+    def rng_state(self) -> tuple[Tensor, ...]:
+        """States of the B streams."""
+        return tuple(stream.get_state() for stream in self.rng)
 
     def check_warm_start(self, plan: Plan) -> None:
         """Refuse a plan made for other problems.
