@@ -1,6 +1,5 @@
 """Laws every action predictor and the world model around it must obey."""
 
-
 import pytest
 import torch
 from hypothesis import given, settings

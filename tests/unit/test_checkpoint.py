@@ -160,7 +160,7 @@ def test_every_byte_of_the_weights_is_checked(tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match="weights-00.safetensors is corrupt"):
+    with pytest.raises(CheckpointError, match=r"weights-00\.safetensors is corrupt"):
         load_checkpoint(tmp_path)
     file.write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointError, match="corrupt"):

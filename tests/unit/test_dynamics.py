@@ -137,7 +137,9 @@ def test_each_weight_switches_its_term(name: str) -> None:
         with_term = full(batch, torch.Generator().manual_seed(0))
         parts = without(batch, torch.Generator().manual_seed(0))
     assert set(with_term) - set(parts) == {name}
-    assert float(with_term["loss"]) == pytest.approx(sum(float(v) for k, v in with_term.items() if k != "loss"), rel=1e-5)
+    assert float(with_term["loss"]) == pytest.approx(
+        sum(float(v) for k, v in with_term.items() if k != "loss"), rel=1e-5
+    )
     assert float(with_term["loss"] - with_term[name]) == pytest.approx(float(parts["loss"]), rel=1e-4)
 
 

@@ -36,7 +36,9 @@ def test_static_channels_are_not_blown_up() -> None:
     x[:, 2, 3] = 5.0 + 1e-4 * torch.randn(200, generator=torch.Generator().manual_seed(1))
     standardise = TokenStandardiser(4, 6)
     standardise.fit([x])
-    assert float(standardise.std[2, 3]) == pytest.approx(STD_FLOOR_SHARE * float(x.std(0, correction=0).mean()), rel=1e-2)
+    assert float(standardise.std[2, 3]) == pytest.approx(
+        STD_FLOOR_SHARE * float(x.std(0, correction=0).mean()), rel=1e-2
+    )
     assert standardise(x)[:, 2, 3].abs().max() < 0.05
 
 

@@ -40,8 +40,9 @@ def tiny_model(latent: str = "compact", *, candidate_block: int = 512) -> WorldM
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         predictor.out.weight.copy_(torch.randn(predictor.out.weight.shape, generator=generator) * 0.2)
-    normalizers = Normalizer.fit(torch.randn(50, 6, generator=generator) * 3 + 1), Normalizer.fit(
-        torch.randn(50, 3, generator=generator) * 0.1 + 5
+    normalizers = (
+        Normalizer.fit(torch.randn(50, 6, generator=generator) * 3 + 1),
+        Normalizer.fit(torch.randn(50, 3, generator=generator) * 0.1 + 5),
     )
     return WorldModel(encoder, head, predictor, *normalizers, tiny_spec(latent), candidate_block=candidate_block)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from worldmodel.learning.dynamics import DynamicsTask
 from worldmodel.learning.features import FrameStore, TrajectorySampler
+from worldmodel.learning.probes import fit_ridge
 from worldmodel.models.world_model import WorldModel
 
 PROBE_FRAMES = 8192
@@ -117,7 +118,8 @@ def open_loop_report(
     )
     batch = sampler.next_batch()
     device = model.action_normalizer.mean.device
-    z = torch.cat([model.head(part.to(device).float()).float() for part in batch.features.split(_CHUNK // horizon)])
+    # A few clips at a time: in float32 the features of all of them would fill a gigabyte.
+    z = torch.cat([model.head(batch.features[i : i + 64].to(device).float()).float() for i in range(0, num_clips, 64)])
     actions = model.action_normalizer(batch.actions.to(device))
     imagined = _rollout(model, z, actions)
     wrong = _rollout(model, z, actions.roll(1, dims=0))
@@ -128,8 +130,8 @@ def open_loop_report(
         squares = (predicted - truth).square().mean(dim=(0, 2, 3))
         return [float(value) / variance for value in squares]
 
-    probe = _Probe.fit(model, store, train_ids, seed)
-    measured = torch.from_numpy(store.privileged[batch.frames.numpy()]).to(device)  # (B, H + 1, G)
+    probe = _Probe(model, store, train_ids, seed)
+    measured = store.privileged[batch.frames.numpy()]  # (B, H + 1, G)
     future = measured[:, 1:]
     return OpenLoopReport(
         num_clips=num_clips,
@@ -138,52 +140,51 @@ def open_loop_report(
         copy_last=error(still),
         shuffled=error(wrong),
         variables=list(store.privileged_names),
-        spread=measured.flatten(0, 1).std(dim=0).tolist(),
-        probe_true=(probe(z) - measured).square().mean(dim=(0, 1)).sqrt().tolist(),
-        probe_model=(probe(imagined) - future).square().mean(dim=0).sqrt().T.tolist(),
-        probe_copy_last=(probe(still) - future).square().mean(dim=0).sqrt().T.tolist(),
+        spread=measured.std(axis=(0, 1)).tolist(),
+        probe_true=_rmse(probe(z) - measured, (0, 1)).tolist(),
+        probe_model=_rmse(probe(imagined) - future, (0,)).T.tolist(),
+        probe_copy_last=_rmse(probe(still) - future, (0,)).T.tolist(),
     )
 
 
 def _rollout(model: DynamicsTask | WorldModel, z: Tensor, actions: Tensor) -> Tensor:
     """Imagined latents (B, H, N, D) from the first frame of z (B, H + 1, N, D)."""
-    parts = zip(z.split(_CHUNK), actions.split(_CHUNK), strict=True)
-    rolled = [model.predictor.rollout(p[:, :1], a[:, :0], a[:, None])[:, 0] for p, a in parts]
+    rolled = []
+    for i in range(0, len(z), _CHUNK):
+        start, block = z[i : i + _CHUNK, :1], actions[i : i + _CHUNK]
+        rolled.append(model.predictor.rollout(start, block[:, :0], block[:, None])[:, 0])
     return torch.cat(rolled).float()
+
+
+def _rmse(error: NDArray[np.float64], axes: tuple[int, ...]) -> NDArray[np.float64]:
+    root: NDArray[np.float64] = np.sqrt(np.square(error).mean(axis=axes))
+    return root
 
 
 class _Probe:
     """Ridge regression from a latent to the true quantities of its frame."""
 
-    def __init__(self, project: Tensor | None, mean: Tensor, std: Tensor, weight: Tensor) -> None:
-        self.project, self.mean, self.std, self.weight = project, mean, std, weight
-
-    @classmethod
-    def fit(cls, model: DynamicsTask | WorldModel, store: FrameStore, ids: NDArray[np.int64], seed: int) -> _Probe:
+    def __init__(self, model: DynamicsTask | WorldModel, store: FrameStore, ids: NDArray[np.int64], seed: int) -> None:
         frames = store.frames_of(ids)
         rng = np.random.default_rng([seed, 1])
         chosen = np.sort(rng.choice(frames, size=min(len(frames), PROBE_FRAMES), replace=False))
         device = model.action_normalizer.mean.device
         width = model.head.num_tokens * model.head.latent_dim
-        project = None
+        self.project: Tensor | None = None
         if width > PROBE_DIM:
             generator = torch.Generator().manual_seed(seed)
-            project = (torch.randn(width, PROBE_DIM, generator=generator) / width**0.5).to(device)
+            self.project = (torch.randn(width, PROBE_DIM, generator=generator) / width**0.5).to(device)
         blocks = []
         for part in np.array_split(chosen, max(1, len(chosen) // _CHUNK)):
             features = torch.from_numpy(store.features[part])[:, None].to(device)
-            flat = model.head(features.float()).float().flatten(1)
-            blocks.append(flat if project is None else flat @ project)
-        x = torch.cat(blocks)
-        y = torch.from_numpy(store.privileged[chosen]).to(device).double()
-        mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
-        design = torch.cat([(x - mean) / std, x.new_ones(len(x), 1)], dim=1).double()
-        gram = design.T @ design
-        gram.diagonal()[:-1].add_(RIDGE * len(x))  # the constant is not shrunk
-        return cls(project, mean, std, torch.linalg.solve(gram, design.T @ y).float())
+            blocks.append(self._flat(model.head(features.float())[:, 0]))
+        self.ridge = fit_ridge(np.concatenate(blocks), store.privileged[chosen], penalty=RIDGE)
 
-    def __call__(self, z: Tensor) -> Tensor:
-        """Quantities (..., G) of latents (..., N, D)."""
-        flat = z.flatten(-2)
-        flat = flat if self.project is None else flat @ self.project
-        return ((flat - self.mean) / self.std) @ self.weight[:-1] + self.weight[-1]
+    def _flat(self, z: Tensor) -> NDArray[np.float32]:
+        flat = z.float().flatten(-2)
+        rows: NDArray[np.float32] = (flat if self.project is None else flat @ self.project).cpu().numpy()
+        return rows
+
+    def __call__(self, z: Tensor) -> NDArray[np.float64]:
+        """Quantities (B, T, G) of latents (B, T, N, D)."""
+        return self.ridge.predict(self._flat(z))

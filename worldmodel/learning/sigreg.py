@@ -34,7 +34,8 @@ def sigreg(z: Tensor, *, num_directions: int, generator: torch.Generator) -> Ten
     angles = projected.unsqueeze(-1) * knots  # (T, B, K, knots)
     error = (angles.cos().mean(1) - gaussian).square() + angles.sin().mean(1).square()
     statistic = (error * (weights * gaussian)).sum(-1)
-    return z.shape[1] * statistic.mean()
+    value: Tensor = z.shape[1] * statistic.mean()
+    return value
 
 
 def expected_at_gaussian() -> float:

@@ -90,7 +90,9 @@ class ActionPredictor(nn.Module, ABC):
             raise ConfigError(f"context latents must be {expected}, got {tuple(context_z.shape)}")
         if tuple(context_actions.shape) != (problems, frames - 1, self.action_dim):
             expected = f"({problems}, {frames - 1}, {self.action_dim})"
-            raise ConfigError(f"context actions must be (B, T0 - 1, A) = {expected}, got {tuple(context_actions.shape)}")
+            raise ConfigError(
+                f"context actions must be (B, T0 - 1, A) = {expected}, got {tuple(context_actions.shape)}"
+            )
         if actions.dim() != 4 or actions.shape[0] != problems or actions.shape[3] != self.action_dim:
             expected = f"({problems}, S, H, {self.action_dim})"
             raise ConfigError(f"actions must be (B, S, H, A) = {expected}, got {tuple(actions.shape)}")

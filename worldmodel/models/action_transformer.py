@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from worldmodel.errors import ConfigError
 from worldmodel.models.action_predictor import ActionPredictor, ResidualMLPConfig, ResidualMLPPredictor
-from worldmodel.models.vit import Rope, apply_rope, rope_axis_dim, rope_tables
+from worldmodel.models.vit import Rope, apply_rope, rope_axis_dim, rope_tables, rope_turns
 
 Cache = list[tuple[Tensor, Tensor]]
 """Per block: keys and values (R, heads, frames * N, head_dim) of the frames already seen."""
@@ -74,7 +74,7 @@ class ModulatedBlock(nn.Module):
         Args:
             x: (R, T, N, E) tokens of the new frames.
             condition: (R, T, E) embedding of the action taken at each of them.
-            rope: Tables (T * N, head_dim) of the new tokens.
+            rope: Rotations of the T * N new tokens.
             mask: (T * N, past + T * N) True where a query may attend, or None for everywhere.
             past: Keys and values of earlier frames, or None.
 
@@ -107,7 +107,9 @@ class TransformerPredictor(ActionPredictor):
         action_dim: A.
     """
 
-    def __init__(self, config: TransformerPredictorConfig, *, num_tokens: int, latent_dim: int, action_dim: int) -> None:
+    def __init__(
+        self, config: TransformerPredictorConfig, *, num_tokens: int, latent_dim: int, action_dim: int
+    ) -> None:
         super().__init__()
         self.config = config
         self.window = config.window
@@ -131,7 +133,8 @@ class TransformerPredictor(ActionPredictor):
         time = torch.arange(first, first + frames, device=device).repeat_interleave(self.num_tokens)
         token = torch.arange(self.num_tokens, device=device).repeat(frames)
         positions = torch.stack([time, token // self.grid_width, token % self.grid_width], dim=1)
-        return rope_tables(positions, self.config.embed_dim // self.config.num_heads)
+        cos, sin = rope_tables(positions, self.config.embed_dim // self.config.num_heads)
+        return torch.view_as_complex(rope_turns((cos, sin)))
 
     def _band(self, first: int, frames: int, past: int, device: torch.device) -> Tensor | None:
         """Mask (frames * N, (past + frames) * N) of the band, or None when all of it may be seen."""

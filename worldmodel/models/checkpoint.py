@@ -123,9 +123,7 @@ def load_checkpoint(
         if env_spec is not None:
             check_spec(spec, env_spec, folder)
         encoder = build_encoder(_read_config(card, "encoder"))
-        head = build_head(
-            _read_config(card, "head"), num_tokens=encoder.num_tokens, embed_dim=encoder.embed_dim
-        )
+        head = build_head(_read_config(card, "head"), num_tokens=encoder.num_tokens, embed_dim=encoder.embed_dim)
         predictor = build_predictor(
             _read_config(card, "predictor"),
             num_tokens=head.num_tokens,
@@ -263,7 +261,9 @@ def _rebuild(kind: type[Any], record: dict[str, Any]) -> Any:
     names = {field.name for field in fields(kind)}
     if set(record) != names:
         lacking, extra = sorted(names - set(record)), sorted(set(record) - names)
-        raise CheckpointError(f"{kind.__name__} in the card lacks {lacking or 'nothing'}, has unknown {extra or 'nothing'}")
+        raise CheckpointError(
+            f"{kind.__name__} in the card lacks {lacking or 'nothing'}, has unknown {extra or 'nothing'}"
+        )
     hints = typing.get_type_hints(kind)
     return kind(**{k: tuple(v) if isinstance(v, list) and _is_tuple(hints[k]) else v for k, v in record.items()})
 

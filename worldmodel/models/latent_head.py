@@ -107,7 +107,8 @@ class TokenStandardiser(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Standardise tokens (..., N, D)."""
-        return (tokens - self.mean) / self.std
+        scale = self.std.reciprocal()
+        return torch.addcmul(-self.mean * scale, tokens, scale)  # one pass over the tokens, which are large
 
 
 class LatentHead(nn.Module, ABC):
