@@ -126,7 +126,7 @@ def test_statistics_come_from_the_training_episodes_and_real_actions_only() -> N
     assert float(task.proprio_normalizer.mean.max()) < 10
 
 
-@pytest.mark.parametrize("name", ["rollout", "one_step", "inverse_dynamics", "sigreg", "proprio", "straightening"])
+@pytest.mark.parametrize("name", list(LossWeights.__dataclass_fields__))
 def test_each_weight_switches_its_term(name: str) -> None:
     store = point_store()
     everything = dict.fromkeys(LossWeights.__dataclass_fields__, 1.0)
@@ -200,6 +200,22 @@ def test_sigreg_gradient_spreads_a_collapsed_batch() -> None:
         sigreg(z, num_directions=32, generator=torch.Generator().manual_seed(step)).backward()
         optimizer.step()
     assert z.detach().std(dim=1).min() > 0.6
+
+
+def test_reconstruction_keeps_what_prediction_forgets() -> None:
+    """A feature that no action moves is lost without the decoder and kept with it."""
+    store = point_store()
+    still = np.random.default_rng(3).normal(size=(50, 1)).repeat(25, axis=1).reshape(-1)
+    store.features[:, 0, :4] = still[:, None]
+    store.privileged = np.concatenate([store.privileged, still[:, None]], axis=1).astype(np.float32)
+    store.privileged_names = ("x", "y", "still")
+    rmse = []
+    for weight in (0.0, 2.0):
+        weights = LossWeights(sigreg=0.0, reconstruction=weight)
+        task = task_of(config(weights=weights, steps=100), store)
+        fit(task, task.sampler(store, TRAIN, seed=0), task.config.fit_config(precision="32-true"), progress=False)
+        rmse.append(open_loop_report(task, store, train_ids=TRAIN, val_ids=VAL, horizon=2, num_clips=128).probe_true[2])
+    assert rmse[1] < 0.6 * rmse[0]
 
 
 def test_report_is_json_and_tables() -> None:

@@ -23,6 +23,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.learning.features import FrameStore, TrajectoryBatch, TrajectorySampler
 from worldmodel.learning.fit import to_device
 from worldmodel.learning.fit_config import FitConfig
+from worldmodel.learning.reconstruction import SketchDecoder
 from worldmodel.learning.sigreg import sigreg
 from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
@@ -44,6 +45,8 @@ class LossWeights:
         inverse_dynamics: Error of the (standardised) action recovered from two consecutive latents.
         sigreg: SIGReg on the latents.
         proprio: Error of the (standardised) proprioception read linearly from the latent.
+        reconstruction: Error of a random sketch of the tokens decoded from the latent, at the first and the last frame
+            of the sub-trajectory; keeps objects that are small and seldom moved.
         straightening: One minus the cosine between consecutive latent displacements.
     """
 
@@ -52,6 +55,7 @@ class LossWeights:
     inverse_dynamics: float = 1.0
     sigreg: float = 0.1
     proprio: float = 0.5
+    reconstruction: float = 0.0
     straightening: float = 0.0
 
     def __post_init__(self) -> None:
@@ -74,6 +78,7 @@ class DynamicsConfig:
         stop_gradient_targets: Predict detached latents. Off by default: SIGReg and the inverse model prevent collapse,
             and gradients through the target make the latent predictable.
         sigreg_directions: Random directions SIGReg looks along, per step.
+        sketch_dim: Numbers per token that the reconstruction term asks for.
         compact_head: Head of the compact latent.
         compact_predictor: Predictor in the compact latent.
         patch_head: Head of the patch latent.
@@ -94,6 +99,7 @@ class DynamicsConfig:
     weights: LossWeights = field(default_factory=LossWeights)
     stop_gradient_targets: bool = False
     sigreg_directions: int = 256
+    sketch_dim: int = 8
     compact_head: CompactHeadConfig = field(default_factory=CompactHeadConfig)
     compact_predictor: ResidualMLPConfig = field(default_factory=ResidualMLPConfig)
     patch_head: IdentityHeadConfig = field(default_factory=IdentityHeadConfig)
@@ -110,7 +116,7 @@ class DynamicsConfig:
     def __post_init__(self) -> None:
         if self.latent not in LATENTS:
             raise ConfigError(f"latent must be one of {', '.join(LATENTS)}, got {self.latent!r}")
-        for name in ("action_block", "rollout_steps", "sigreg_directions", "batch_size", "steps"):
+        for name in ("action_block", "rollout_steps", "sigreg_directions", "sketch_dim", "batch_size", "steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 < self.validation_fraction < 1:
@@ -174,12 +180,16 @@ class DynamicsTask(nn.Module):
         self.proprio_normalizer = Normalizer(len(spec.proprio_names))
         self.inverse: nn.Module | None = None
         self.readout: nn.Module | None = None
+        self.decoder: SketchDecoder | None = None
         width = self.head.latent_dim
         if compact and config.weights.inverse_dynamics > 0:
             layers = _linear(2 * width, 256, config.seed + 2), nn.GELU()
             self.inverse = nn.Sequential(*layers, _linear(256, spec.flat_action_dim, config.seed + 3))
         if compact and config.weights.proprio > 0:
             self.readout = _linear(width, len(spec.proprio_names), config.seed + 4)
+        if compact and config.weights.reconstruction > 0:
+            sizes = {"num_tokens": num_tokens, "embed_dim": embed_dim, "sketch_dim": config.sketch_dim}
+            self.decoder = SketchDecoder(latent_dim=width, **sizes, seed=config.seed + 5)
 
     @property
     def num_frames(self) -> int:
@@ -192,6 +202,10 @@ class DynamicsTask(nn.Module):
         rng = np.random.default_rng(self.config.seed)
         chosen = np.sort(rng.choice(frames, size=min(len(frames), STATISTICS_FRAMES), replace=False))
         self.head.standardise.fit(torch.from_numpy(store.features[part]) for part in np.array_split(chosen, 32))
+        if self.decoder is not None:
+            self.decoder.fit(
+                self.head.standardise, torch.from_numpy(store.features[chosen[:: len(chosen) // 1024 + 1]])
+            )
         # The last frame of an episode has no action; its zero row would shrink the deviation.
         acting = np.concatenate([np.arange(store.episode_len[i] - 1) + store.episode_start[i] for i in episode_ids])
         blocks = np.tile(store.action[acting], (1, self.spec.action_block))
@@ -234,7 +248,7 @@ class DynamicsTask(nn.Module):
         if weights.rollout > 0:
             parts["rollout"] = self._rollout_loss(z, target, actions, generator)
         if self.config.latent == "compact":
-            parts |= self._shaping_losses(z.squeeze(2), actions, batch.proprio, generator)
+            parts |= self._shaping_losses(z.squeeze(2), batch, actions, generator)
         total = sum((getattr(weights, name) * value for name, value in parts.items()), torch.zeros((), device=z.device))
         return {"loss": total, **parts}
 
@@ -249,7 +263,7 @@ class DynamicsTask(nn.Module):
         return functional.mse_loss(predicted.float(), target[:, seen : seen + steps])
 
     def _shaping_losses(
-        self, z: Tensor, actions: Tensor, proprio: Tensor, generator: torch.Generator
+        self, z: Tensor, batch: TrajectoryBatch, actions: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """What gives the compact latent (B, T, D) its content."""
         weights = self.config.weights
@@ -258,7 +272,10 @@ class DynamicsTask(nn.Module):
             guess = self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1))
             parts["inverse_dynamics"] = functional.mse_loss(guess.float(), actions)
         if self.readout is not None:
-            parts["proprio"] = functional.mse_loss(self.readout(z).float(), self.proprio_normalizer(proprio))
+            parts["proprio"] = functional.mse_loss(self.readout(z).float(), self.proprio_normalizer(batch.proprio))
+        if self.decoder is not None:
+            ends = slice(None, None, z.shape[1] - 1)
+            parts["reconstruction"] = self.decoder.loss(z[:, ends], self.head.standardise, batch.features[:, ends])
         if weights.sigreg > 0:
             directions = self.config.sigreg_directions
             parts["sigreg"] = sigreg(z.transpose(0, 1), num_directions=directions, generator=generator)
