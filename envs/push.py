@@ -17,13 +17,13 @@ _OBJECT_HIGH = WORKSPACE_HIGH[:2] - 0.06
 PUSH_HEIGHT_M = 0.03
 CONTACT_GAP_M = OBJECT_HALF_M + 0.018
 """Distance between gripper and block centre when the closed fingers push, metres."""
-_MAX_ATTEMPTS = 1000
+_MAX_ATTEMPTS = 5000
 
 
 class PushEnv(TabletopEnv):
     """Success: the block (a free 7 cm cube) is within 4 cm of its goal position in the plane.
 
-    Goals lie 12 to 25 cm from the start. The goal picture shows the end of a push: block at its goal, turned by a
+    Goals lie 12 to 25 cm from the start; the gripper starts 9 to 18 cm from the block, on any side of it. The goal picture shows the end of a push: block at its goal, turned by a
     few degrees, closed gripper behind it.
     """
 
@@ -33,11 +33,11 @@ class PushEnv(TabletopEnv):
     def sample_task(self, rng: np.random.Generator, appearance: Appearance | None = None) -> Task:
         for _ in range(_MAX_ATTEMPTS):
             start, goal = rng.uniform(_OBJECT_LOW, _OBJECT_HIGH), rng.uniform(_OBJECT_LOW, _OBJECT_HIGH)
-            gripper = np.array([*rng.uniform(WORKSPACE_LOW[:2], WORKSPACE_HIGH[:2]), rng.uniform(0.03, 0.12)])
+            gripper = np.array([*rng.uniform(WORKSPACE_LOW[:2], WORKSPACE_HIGH[:2]), rng.uniform(0.03, 0.10)])
             distance = np.linalg.norm(goal - start)
             if not MIN_GOAL_DISTANCE_M <= distance <= MAX_GOAL_DISTANCE_M:
                 continue
-            if np.linalg.norm(gripper[:2] - start) < 0.09:
+            if not 0.09 <= np.linalg.norm(gripper[:2] - start) <= 0.18:
                 continue
             yaw = rng.uniform(-np.pi / 4, np.pi / 4)
             direction = (goal - start) / distance

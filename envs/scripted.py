@@ -141,7 +141,7 @@ class Play:
     def _choose(self, table: TabletopEnv) -> None:
         rng = self._rng
         cube, _ = table.object_pose()
-        self._kind = str(rng.choice(["push", "sweep", "free", "noise"], p=[0.5, 0.2, 0.2, 0.1]))
+        self._kind = str(rng.choice(["push", "sweep", "free", "noise"], p=[0.55, 0.2, 0.15, 0.1]))
         self._left = int(rng.integers(8, 25))
         self._target = rng.uniform(WORKSPACE_LOW, WORKSPACE_HIGH)
         if self._kind == "push":

@@ -19,7 +19,7 @@ from worldmodel.envs.rendering import SceneRenderer
 from worldmodel.errors import ConfigError, SimulationError
 
 CONTROL_DT_S = 0.1
-MAX_STEP_M = 0.03
+MAX_STEP_M = 0.04
 """Largest gripper displacement per axis in one control step, metres."""
 MAX_OPENING_STEP_M = 0.01
 """Largest change of the finger opening (one finger) in one control step, metres."""
@@ -27,7 +27,7 @@ MAX_OPENING_M = 0.04
 WORKSPACE_LOW = np.array([0.34, -0.24, 0.025])
 WORKSPACE_HIGH = np.array([0.66, 0.24, 0.26])
 """The controller keeps the commanded gripper position inside this box, metres."""
-MAX_LEAD_M = 0.05
+MAX_LEAD_M = 0.06
 """How far the commanded position may run ahead of a blocked gripper, metres."""
 OBJECT_HALF_M = 0.035
 
