@@ -7,12 +7,15 @@ file does not depend on the number of workers, and a run continued after an inte
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import joblib
@@ -272,10 +275,24 @@ def _blocks(start: int, count: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
-def _worker_block(config: CollectConfig, first: int, last: int) -> list[Episode]:
+def _worker_block(config: CollectConfig, parent: int, first: int, last: int) -> list[Episode]:
     """`record_block` in a worker process: Ctrl-C is for the parent, which then stops the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with(parent)
     return record_block(config, first, last)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """End this worker process soon after its parent was killed; it would wait for ever to hand over its block."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    if os.getppid() == parent:  # on another machine, or under another backend, there is nothing to watch
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -287,7 +304,7 @@ def _recorded(config: CollectConfig, blocks: list[tuple[int, int]]) -> Iterator[
         return
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
         results: Generator[list[Episode], None, None] = joblib.Parallel(n_jobs=workers, return_as="generator")(
-            joblib.delayed(_worker_block)(config, *block) for block in blocks
+            joblib.delayed(_worker_block)(config, os.getpid(), *block) for block in blocks
         )
     try:
         yield results
