@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.table import Table
 from torch import Tensor
 
-from worldmodel.commands.run import Outcome, Run, RunSettings
+from worldmodel.commands.run import CHECKPOINT_LICENCE, Outcome, Run, RunSettings, numbers_of
 from worldmodel.data.clips import ClipBatch, ClipSampler
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
+from worldmodel.learning.diagnostics import frame_health
+from worldmodel.learning.features import encode_block
 from worldmodel.learning.fit import FitReport, fit
 from worldmodel.learning.fit_config import FitConfig
+from worldmodel.learning.probes import probe
 from worldmodel.learning.vjepa import VJEPAConfig, VJEPATask
 from worldmodel.models.checkpoint import save_encoder
 from worldmodel.models.encoders import TimmEncoderConfig
 from worldmodel.models.vit import ViTConfig
 
-LICENCE = "MIT"
+PROBE_FRAMES = 4000
+_ENCODE_FRAMES = 128
+_HEALTH_CLIPS, _HEALTH_FRAMES = 64, 4
 _BACKGROUND_STRIDE = 4  # every fourth frame gives the same median as all of them, four times as fast
 
 
@@ -70,6 +77,39 @@ class ClipSource:
         self._sampler.load_state_dict(state)
 
 
+class Monitor:
+    """What the encoder in training is worth: label-free health, and ridge probes of the true quantities.
+
+    Frames are encoded one by one, as at planning time; labels are read here and by no loss.
+
+    Args:
+        dataset: Episodes, of which up to `PROBE_FRAMES` frames are looked at.
+        task: Its target encoder is judged.
+    """
+
+    def __init__(self, dataset: EpisodeDataset, task: VJEPATask) -> None:
+        self._task = task
+        stride = max(1, dataset.num_frames // PROBE_FRAMES)
+        self._frames = np.arange(0, dataset.num_frames, stride)
+        self._episodes = np.searchsorted(dataset.index.start, self._frames, side="right") - 1
+        index = dataset.index
+        some = np.linspace(0, len(dataset) - 1, min(len(dataset), _HEALTH_CLIPS)).astype(np.int64)
+        share = np.linspace(0, 1, _HEALTH_FRAMES)
+        self._clips = index.start[some, None] + (share * (index.length[some, None] - 1)).astype(np.int64)
+        self._dataset = dataset
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Named numbers for metrics.jsonl; a quantity that never varies has no R2 and is left out."""
+        encoder, pixels = self._task.target_encoder, self._dataset.pixels[self._frames]
+        blocks = np.array_split(pixels, max(1, len(pixels) // _ENCODE_FRAMES))
+        features = np.concatenate([encode_block(encoder, block) for block in blocks])
+        names = self._dataset.spec.privileged_names
+        report = probe(features, self._dataset.privileged[self._frames], self._episodes, names)
+        clips = torch.from_numpy(self._dataset.pixels[self._clips]).to(next(encoder.parameters()).device)
+        numbers = {**frame_health(encoder, clips).to_dict("health_"), **report.to_dict()}
+        return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
 def run(settings: Settings, run: Run) -> Outcome:
     """Pretrain and save the target encoder."""
     if not isinstance(settings.encoder, ViTConfig):
@@ -89,9 +129,9 @@ def run(settings: Settings, run: Run) -> Outcome:
         "encoder": str(out),
         "steps": report.step,
         "minutes": round(report.seconds / 60, 2),
-        "metrics": {**report.metrics, **report.evaluation},
+        "metrics": numbers_of(report),
     }
-    return Outcome(record=record, report=(f"encoder: {out} ({record['minutes']} minutes)",))
+    return Outcome(record=record, report=(_table(report), f"encoder: {out} ({record['minutes']} minutes)"))
 
 
 def backgrounds(dataset: EpisodeDataset) -> Tensor:
@@ -107,7 +147,7 @@ def backgrounds(dataset: EpisodeDataset) -> Tensor:
 def card_of(settings: Settings, dataset: EpisodeDataset, report: FitReport) -> dict[str, Any]:
     """Facts that travel with the encoder."""
     return {
-        "licence": LICENCE,
+        "licence": CHECKPOINT_LICENCE,
         "data": {"hash": dataset.content_hash, "episodes": len(dataset), "frames": dataset.num_frames},
         "objective": asdict(settings.target),
         "steps": report.step,
@@ -115,8 +155,17 @@ def card_of(settings: Settings, dataset: EpisodeDataset, report: FitReport) -> d
         "minutes": round(report.seconds / 60, 2),
         "seed": settings.fit.seed,
         "hardware": hardware_facts(),
-        "metrics": {**report.metrics, **report.evaluation},
+        "metrics": numbers_of(report),
     }
+
+
+def _table(report: FitReport) -> Table:
+    table = Table(title="encoder, frames encoded one by one")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for name, value in numbers_of(report).items():
+        table.add_row(name, f"{value:.3f}")
+    return table
 
 
 def _fit(settings: Settings, encoder: ViTConfig, dataset: EpisodeDataset, run: Run) -> tuple[VJEPATask, FitReport]:
@@ -133,5 +182,12 @@ def _fit(settings: Settings, encoder: ViTConfig, dataset: EpisodeDataset, run: R
     background = backgrounds(dataset) if settings.target.motion_weight > 0 else None
     task = VJEPATask(encoder, settings.target, background=background, seed=seed)
     config = replace(settings.fit, run_dir=str(run.folder))
-    report = fit(task, ClipSource(sampler), config, progress=run.progress, title="pretraining")
+    report = fit(
+        task,
+        ClipSource(sampler),
+        config,
+        evaluate=Monitor(dataset, task),
+        progress=run.progress,
+        title="pretraining",
+    )
     return task, report

@@ -16,7 +16,10 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from worldmodel.errors import ConfigError
+from worldmodel.learning.fit import FitReport
 
+CHECKPOINT_LICENCE = "MIT"
+_ROW_KEYS = ("kind", "step", "seconds")
 CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
 
 
@@ -96,6 +99,16 @@ def open_folder(folder: Path, command: str, config_yaml: str, facts: dict[str, A
     (folder / CONFIG_FILE).write_text(config_yaml, encoding="utf-8")
     facts = {"command": command, **facts, "python": platform.python_version()}
     record.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def numbers_of(report: FitReport) -> dict[str, float]:
+    """Last training metrics and evaluation of a run, without the bookkeeping of their rows."""
+    rows = {**report.metrics, **report.evaluation}
+    return {name: float(value) for name, value in rows.items() if name not in _ROW_KEYS and _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @contextmanager

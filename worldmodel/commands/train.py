@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worldmodel.commands.run import Outcome, Run, RunSettings, counted
+from worldmodel.commands.run import CHECKPOINT_LICENCE, Outcome, Run, RunSettings, counted, numbers_of
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
@@ -22,7 +22,6 @@ from worldmodel.models.checkpoint import load_encoder, save_checkpoint
 from worldmodel.models.encoders import Encoder, EncoderConfig, TimmEncoderConfig, build_encoder
 from worldmodel.models.vit import ViTConfig
 
-LICENCE = "MIT"
 _VALIDATION_BATCHES = 8
 
 
@@ -98,7 +97,7 @@ def run(settings: Settings, run: Run) -> Outcome:
         "checkpoint": str(out),
         "steps": report.step,
         "minutes": round(report.seconds / 60, 2),
-        "metrics": report.evaluation,
+        "metrics": numbers_of(report),
         "open_loop": asdict(open_loop),
     }
     return Outcome(record=record, report=(*open_loop.tables(), f"checkpoint: {out}"))
@@ -140,7 +139,7 @@ def card_of(
 ) -> dict[str, Any]:
     """Facts that travel with the checkpoint."""
     return {
-        "licence": LICENCE,
+        "licence": CHECKPOINT_LICENCE,
         "data": {"hash": dataset.content_hash, "episodes": len(dataset), "frames": dataset.num_frames},
         "env_ids": list(dataset.env_ids),
         "encoder": asdict(settings.encoder),
@@ -148,7 +147,7 @@ def card_of(
         "minutes": round(report.seconds / 60, 2),
         "seed": settings.seed,
         "hardware": hardware_facts(),
-        "metrics": {**report.evaluation, **open_loop.scalars()},
+        "metrics": {**numbers_of(report), **open_loop.scalars()},
     }
 
 
