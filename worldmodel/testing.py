@@ -47,12 +47,11 @@ class PointMassEnv(GoalEnv):
     def __init__(self, *, image_size: int = 64, render: bool = True) -> None:
         self.image_size = image_size
         self.is_rendered = render
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "pixels": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
-                "proprio": gymnasium.spaces.Box(0.0, 1.0, (2,), np.float32),
-            }
-        )
+        spaces: dict[str, gymnasium.Space[Any]] = {
+            "pixels": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
+            "proprio": gymnasium.spaces.Box(0.0, 1.0, (2,), np.float32),
+        }
+        self.observation_space: gymnasium.Space[Any] = gymnasium.spaces.Dict(spaces)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self._position = np.full(2, 0.5)
         self._task = self.sample_task(np.random.default_rng(0))
@@ -189,7 +188,7 @@ class PointMassModel:
             got = f"{num_frames} frames and {context.actions.shape[1]} actions"
             raise PlanningError(f"context must hold 1 to {self.window} frames and one action fewer, got {got}")
         position = context.latent.visual[:, -1, 0].unsqueeze(1)
-        moves = actions.unflatten(-1, (self.spec.action_block, 2))
+        moves = actions.view(*actions.shape[:3], self.spec.action_block, 2)
         steps = []
         for step in range(actions.shape[2]):
             for sub_step in range(self.spec.action_block):

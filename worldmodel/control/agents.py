@@ -168,11 +168,10 @@ class MPCAgent(PlanningAgent):
 
     def _encode(self, pixels: NDArray[np.uint8], proprio: NDArray[np.float32] | None) -> Latent:
         """Latent (R, 1, ...) of R single frames."""
-        has_proprio = proprio is not None and len(self.world_model.spec.proprio_names) > 0
+        known = proprio if self.world_model.spec.proprio_names else None
+        beside = None if known is None else to_tensor(known).unsqueeze(1)
         with torch.no_grad():
-            return self.world_model.encode(
-                to_tensor(pixels).unsqueeze(1), to_tensor(proprio).unsqueeze(1) if has_proprio else None
-            )
+            return self.world_model.encode(to_tensor(pixels).unsqueeze(1), beside)
 
 
 class OracleAgent(PlanningAgent):
