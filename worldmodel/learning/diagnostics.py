@@ -71,7 +71,7 @@ def temporal_share(features: Tensor) -> float:
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the normalised covariance spectrum of features (..., D), in [1, D]."""
+    """Exponential of the entropy of the normalised covariance spectrum of features (..., D), 1 to D."""
     flat = features.flatten(0, -2).double()
     centred = flat - flat.mean(dim=0)
     spectrum = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0)

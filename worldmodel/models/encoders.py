@@ -13,6 +13,7 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -280,15 +281,22 @@ def _build_backbone(config: TimmEncoderConfig, input_size: int, seed: int) -> nn
         torch.manual_seed(seed)
         backbone: nn.Module = timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, **size)
     if config.weights is not None:
-        path = Path(config.weights)
-        if not path.is_file():
-            raise CheckpointError(f"weights file {path} does not exist; give the path of a safetensors file")
-        missing, unexpected = backbone.load_state_dict(load_file(path), strict=False)
-        unexpected = [key for key in unexpected if not key.startswith(("head", "fc", "classifier"))]
-        if missing or unexpected:
-            problem = f"missing {missing[:3]}, unknown {unexpected[:3]}"
-            raise CheckpointError(f"{path} does not fit {config.name!r}: {problem}")
+        _load_weights(backbone, Path(config.weights), config.name)
     return backbone
+
+
+def _load_weights(backbone: nn.Module, path: Path, name: str) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"weights file {path} does not exist; give the path of a safetensors file")
+    try:
+        missing, unexpected = backbone.load_state_dict(load_file(path), strict=False)
+    except (SafetensorError, RuntimeError) as error:  # RuntimeError: a tensor of another shape
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise CheckpointError(f"{path} does not fit {name!r}: {reason}") from error
+    unexpected = [key for key in unexpected if not key.startswith(("head", "fc", "classifier"))]
+    if missing or unexpected:
+        problem = f"missing {missing[:3]}, unknown {unexpected[:3]}"
+        raise CheckpointError(f"{path} does not fit {name!r}: {problem}")
 
 
 EncoderConfig = ViTConfig | TimmEncoderConfig
