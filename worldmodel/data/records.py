@@ -85,9 +85,18 @@ class EpisodeSpec:
         """
         try:
             record = json.loads(text)
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
-        except (json.JSONDecodeError, AttributeError, TypeError) as error:
-            raise DataError(f"episode spec is not readable: {error}") from error
+            return cls(
+                env_id=str(record["env_id"]),
+                image_size=int(record["image_size"]),
+                action_low=tuple(float(bound) for bound in record["action_low"]),
+                action_high=tuple(float(bound) for bound in record["action_high"]),
+                proprio_names=tuple(str(name) for name in record["proprio_names"]),
+                privileged_names=tuple(str(name) for name in record["privileged_names"]),
+                control_dt_s=float(record["control_dt_s"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"no {error} in it" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"episode spec is not readable: {reason}") from error
 
 
 @dataclass(kw_only=True)
