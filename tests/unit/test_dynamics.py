@@ -218,6 +218,17 @@ def test_reconstruction_keeps_what_prediction_forgets() -> None:
     assert rmse[1] < 0.6 * rmse[0]
 
 
+def test_probes_survive_an_object_that_fell_off_the_table() -> None:
+    store = point_store()
+    task = task_of(config(), store)
+    clean = open_loop_report(task, store, train_ids=TRAIN, val_ids=VAL, horizon=2, num_clips=64)
+    store.privileged[100:103] = -40.0
+    store.privileged[45 * 25 + 5] = -40.0
+    dirty = open_loop_report(task, store, train_ids=TRAIN, val_ids=VAL, horizon=2, num_clips=64)
+    np.testing.assert_allclose(dirty.probe_true, clean.probe_true, rtol=0.3)
+    np.testing.assert_allclose(dirty.spread, clean.spread, rtol=0.3)
+
+
 def test_report_is_json_and_tables() -> None:
     store = point_store()
     report = open_loop_report(task_of(config(), store), store, train_ids=TRAIN, val_ids=VAL, horizon=3, num_clips=8)
