@@ -7,7 +7,7 @@ baseline for agents that see pictures.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,7 @@ def expert(env_name: str, *, noise_std: float = 0.0, rng: np.random.Generator | 
 
 
 def play(env_name: str, rng: np.random.Generator) -> Policy:
-    """Exploratory play: pushes to random places, sweeps near the block, free moves, correlated noise.
+    """Exploratory play: wandering near the block, pushes to random places, free moves, correlated noise.
 
     Raises:
         ConfigError: The environment is not one of the tabletop family.
@@ -108,9 +108,11 @@ class Noisy:
 class Play:
     """Switches between short random behaviours, each with smooth noise on top.
 
-    The noise matters: a predictor can only tell what actions do where actions vary given the state
-    (`small-jepa` notes, section 6).
+    Most of it wanders near the block without aiming at it: near misses are what teaches a predictor that a block
+    moves only when it is touched. Play that always pushes teaches it that blocks follow the gripper.
     """
+
+    _KINDS: ClassVar[dict[str, float]] = {"wander": 0.5, "push": 0.2, "free": 0.1, "noise": 0.2}
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -119,6 +121,7 @@ class Play:
         self._target = np.zeros(3)
         self._noise = np.zeros(4)
         self._opening = 0.0
+        self._speed = 1.0
 
     def act(self, env: GoalEnv) -> Action:
         """See `Policy`."""
@@ -132,25 +135,26 @@ class Play:
         elif self._kind == "noise":
             action = self._noise.copy()
             # Gently towards pushing height, where contacts happen.
-            action[2] = 0.5 * self._noise[2] - 4.0 * (table.gripper_position()[2] - 0.05)
+            action[2] = 0.5 * self._noise[2] - 8.0 * (table.gripper_position()[2] - 0.04)
         else:
-            action = move_towards(table, self._target) + 0.35 * self._noise
+            action = self._speed * move_towards(table, self._target) + 0.35 * self._noise
         action[3] = 20.0 * (self._opening - table.opening()) + 0.2 * self._noise[3]
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def _choose(self, table: TabletopEnv) -> None:
         rng = self._rng
         cube, _ = table.object_pose()
-        self._kind = str(rng.choice(["push", "sweep", "free", "noise"], p=[0.55, 0.2, 0.15, 0.1]))
-        self._left = int(rng.integers(8, 25))
+        self._kind = str(rng.choice(list(self._KINDS), p=list(self._KINDS.values())))
+        self._left = int(rng.integers(4, 10) if self._kind == "wander" else rng.integers(8, 20))
+        self._speed = float(rng.uniform(0.4, 1.0))
         self._target = rng.uniform(WORKSPACE_LOW, WORKSPACE_HIGH)
         if self._kind == "push":
             self._target[:2] = rng.uniform(WORKSPACE_LOW[:2] + 0.05, WORKSPACE_HIGH[:2] - 0.05)
-        elif self._kind == "sweep":
-            angle = rng.uniform(0, 2 * np.pi)
-            self._target[:2] = cube[:2] + rng.uniform(0.0, 0.12) * np.array([np.cos(angle), np.sin(angle)])
-            self._target[2] = rng.uniform(WORKSPACE_LOW[2], 0.07)
-        if rng.random() < 0.15:
+        elif self._kind == "wander":
+            angle, radius = rng.uniform(0, 2 * np.pi), 0.2 * np.sqrt(rng.uniform())
+            self._target[:2] = cube[:2] + radius * np.array([np.cos(angle), np.sin(angle)])
+            self._target[2] = rng.uniform(WORKSPACE_LOW[2], 0.06) if rng.random() < 0.8 else rng.uniform(0.06, 0.14)
+        if rng.random() < 0.1:
             self._opening = float(rng.uniform(0.0, MAX_OPENING_M)) if self._opening == 0.0 else 0.0
 
 

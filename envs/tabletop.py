@@ -168,6 +168,8 @@ class TabletopEnv(GoalEnv):
         for group in range(1, _SUBSTEP_GROUPS + 1):
             self._data.ctrl[:] = old + (new - old) * (group / _SUBSTEP_GROUPS)
             mujoco.mj_step(self._model, self._data, substeps)
+        # mj_step leaves derived positions one substep behind the joint angles.
+        mujoco.mj_kinematics(self._model, self._data)
 
     def get_state(self) -> Array:
         size = mujoco.mj_stateSize(self._model, _STATE_SPEC)
