@@ -113,6 +113,17 @@ def test_timm_backbones_give_tokens(name: str) -> None:
     assert torch.equal(out, again.encode_frames(clip(frames=2, size=32)))
 
 
+def test_a_frozen_backbone_ignores_training_mode() -> None:
+    encoder = build_encoder(TimmEncoderConfig(name="resnet10t", image_size=32))
+    before = encoder.encode_frames(clip(size=32))
+    assert torch.equal(encoder.train().encode_frames(clip(size=32)), before)
+
+
+def test_weights_that_cannot_be_downloaded_are_explained() -> None:
+    with pytest.raises(ConfigError, match="weights=FILE"):
+        build_encoder(TimmEncoderConfig(name="levit_256d", pretrained=True, image_size=224))
+
+
 def test_timm_prefix_tokens_are_dropped_and_frames_resized() -> None:
     encoder = TimmEncoder(TimmEncoderConfig(name="vit_tiny_patch16_224", image_size=16, input_size=48))
     assert encoder.num_tokens == 9

@@ -134,7 +134,8 @@ def task_health(task: VJEPATask, pixels: Tensor, generator: torch.Generator) -> 
     task.eval()
     with torch.no_grad():
         video = pixels.permute(0, 1, 4, 2, 3).float() / 255.0
-        features = task.target_encoder(video).unflatten(1, (-1, task.target_encoder.num_tokens))
+        flat = task.target_encoder(video)
+        features = flat.view(len(flat), -1, task.target_encoder.num_tokens, flat.shape[-1])
         health = describe(features)
         health.cross_sample_gap = cross_sample_gap(*task.predict(video, generator))
     task.train(training)

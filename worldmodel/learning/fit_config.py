@@ -85,7 +85,7 @@ class FitConfig:
 def has_native_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices faster than fp32 (emulation on a CPU is slower)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so absence means no
         return any(getattr(torch.cpu, probe, bool)() for probe in probes)

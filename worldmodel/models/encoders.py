@@ -10,11 +10,13 @@ import difflib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -174,7 +176,7 @@ class VideoViT(Encoder):
                 tapped[index] = x
         outputs = [tapped[tap] for tap in self.config.taps] or [self.norm(x)]
         normed = [F.layer_norm(out, (self.config.embed_dim,), eps=LAYER_NORM_EPS) for out in outputs]
-        return torch.cat(normed, dim=-1).unflatten(0, (batch, frames))
+        return torch.cat(normed, dim=-1).view(batch, frames, self.num_tokens, self.embed_dim)
 
     def _embed(self, patches: Tensor, keep: Tensor | None) -> tuple[Tensor, Rope | None]:
         if keep is not None:
@@ -236,16 +238,20 @@ class TimmEncoder(Encoder):
         self.input_size = config.input_size or config.image_size
         self.backbone = _build_backbone(config, self.input_size, seed)
         self.num_prefix_tokens = int(getattr(self.backbone, "num_prefix_tokens", 0))
-        data = timm.data.resolve_model_data_config(self.backbone)
+        data = resolve_model_data_config(self.backbone)  # type: ignore[no-untyped-call]
         self.register_buffer("pixel_mean", torch.tensor(data["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(data["std"]).view(3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
         with torch.no_grad():
-            raw = self.backbone.forward_features(torch.zeros(1, 3, self.input_size, self.input_size))
-        width = int(self.backbone.num_features)
+            raw = self._features(torch.zeros(1, 3, self.input_size, self.input_size))
+        width = getattr(self.backbone, "num_features", raw.shape[-1])
         self.channels_last = raw.ndim == 4 and raw.shape[1] != width  # Swin and friends answer (B, h, w, C)
         self.num_tokens, self.embed_dim = self._to_tokens(raw).shape[1:]
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode: batch norms of a frozen backbone must not follow the data."""
+        return super().train(False)
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """See `Encoder.encode_frames`."""
@@ -254,8 +260,13 @@ class TimmEncoder(Encoder):
         x = pixels.flatten(0, 1).permute(0, 3, 1, 2).float() / 255.0
         if self.input_size != self.image_size:
             x = F.interpolate(x, size=(self.input_size, self.input_size), mode="bilinear", antialias=True)
-        tokens = self._to_tokens(self.backbone.forward_features((x - self.pixel_mean) / self.pixel_std))
-        return tokens.unflatten(0, (batch, frames))
+        tokens: Tensor = self._to_tokens(self._features((x - self.pixel_mean) / self.pixel_std))
+        return tokens.reshape(batch, frames, self.num_tokens, self.embed_dim)
+
+    def _features(self, x: Tensor) -> Tensor:
+        backbone: Any = self.backbone  # timm's models share no typed base
+        features: Tensor = backbone.forward_features(x)
+        return features
 
     def _to_tokens(self, raw: Tensor) -> Tensor:
         """Feature map (B, C, h, w), (B, h, w, C) or tokens (B, prefix + N, C) -> (B, N, C)."""
@@ -276,10 +287,18 @@ def _build_backbone(config: TimmEncoderConfig, input_size: int, seed: int) -> nn
         )
     default = timm.get_pretrained_cfg(config.name)
     # Backbones with position embeddings are built for one size; the others take any size and know no such argument.
-    size = {"img_size": input_size} if default is not None and default.fixed_input_size else {}
-    with torch.random.fork_rng(devices=[]):  # timm draws from the global stream
-        torch.manual_seed(seed)
-        backbone: nn.Module = timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, **size)
+    size: dict[str, Any] = {"img_size": input_size} if default is not None and default.fixed_input_size else {}
+    try:
+        with torch.random.fork_rng(devices=[]):  # timm draws from the global stream
+            torch.manual_seed(seed)
+            backbone = timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, **size)
+    except (OSError, RuntimeError) as error:
+        if not config.pretrained:
+            raise
+        raise ConfigError(
+            f"cannot get timm's weights of {config.name!r} ({str(error).splitlines()[0]}); download them elsewhere and "
+            "give weights=FILE.safetensors, or use pretrained=false"
+        ) from error
     if config.weights is not None:
         _load_weights(backbone, Path(config.weights), config.name)
     return backbone

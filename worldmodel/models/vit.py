@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from timm.layers import Mlp
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -121,7 +121,7 @@ def rope_axis_dim(head_dim: int) -> int:
     return axis_dim
 
 
-def rope_tables(positions: Tensor, head_dim: int, *, tiled: bool = False) -> Rope:
+def rope_tables(positions: Tensor, head_dim: int, *, tiled: bool = False) -> tuple[Tensor, Tensor]:
     """Tables of the 3-D rotary embedding (V-JEPA 2), computed once and reused by every block.
 
     Args:
@@ -163,10 +163,10 @@ def apply_rope(x: Tensor, rope: Rope) -> Tensor:
         Same shape and dtype as x.
     """
     if isinstance(rope, Tensor):
-        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+        pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
         return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
     cos, sin = rope
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
     return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
 
 
