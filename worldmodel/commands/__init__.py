@@ -59,7 +59,7 @@ COMMANDS: dict[str, Command] = {
         ),
         examples=(
             "worldmodel pretrain data=outputs/push.h5 run_dir=outputs/encoder",
-            "worldmodel pretrain data=outputs/push.h5 fit.steps=500 encoder.embed_dim=128",
+            "worldmodel pretrain data=outputs/push.h5 fit.steps=500 encoder.depth=4",
         ),
         groups=("encoder", "target"),
     ),
