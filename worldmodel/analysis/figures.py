@@ -192,6 +192,7 @@ def _draw_fan(axes: Axes, view: PlanView) -> None:
 
 
 def _tidy(axes: Axes) -> None:
+    axes.ticklabel_format(useOffset=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import joblib
 import numpy as np
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from worldmodel.envs import make_env
 from worldmodel.envs.base import GoalEnv, Task
@@ -181,9 +182,7 @@ def run_block(
         env.reset(seed=seed, options={"task": task})
         for env, task, seed in zip(envs, block.tasks, block.seeds, strict=True)
     ]
-    goals = [
-        Goal(pixels=env.render_goal(task), state=task.goal_state) for env, task in zip(envs, block.tasks, strict=True)
-    ]
+    goals = [Goal(pixels=env.render_goal(task), state=task.goal) for env, task in zip(envs, block.tasks, strict=True)]
     agent.reset(goals, seeds=block.seeds)
     timed_before = len(_replan_seconds(agent))
     frames, infos = [obs for obs, _ in starts], [info for _, info in starts]
@@ -200,7 +199,7 @@ def run_block(
         frames, infos = [outcome[0] for outcome in outcomes], [outcome[4] for outcome in outcomes]
         distances.append(_column(infos, "goal_distance"))
         successes.append(_column(infos, "is_success"))
-    seconds = tuple(call / len(envs) for call in _replan_seconds(agent)[timed_before:])
+    seconds = tuple(_replan_seconds(agent)[timed_before:])
     rows = zip(block.episodes, np.transpose(distances), np.transpose(successes), strict=True)
     return [
         EpisodeRun(result=_summarise(episode, distance, success, len(seconds)), replan_s=seconds)
@@ -228,9 +227,25 @@ def run_episodes(blocks: Sequence[Block], factory: AgentFactory, *, workers: int
         for block in blocks:
             yield _run_job(block, factory)
         return
-    parallel = joblib.Parallel(n_jobs=min(workers, len(blocks)), return_as="generator_unordered")
-    with closing(parallel(joblib.delayed(_run_job)(block, factory) for block in blocks)) as results:
-        yield from results
+    with _own_workers():
+        parallel = joblib.Parallel(n_jobs=min(workers, len(blocks)), return_as="generator_unordered")
+        with closing(parallel(joblib.delayed(_run_job)(block, factory) for block in blocks)) as results:
+            yield from results
+
+
+@contextmanager
+def _own_workers() -> Iterator[None]:
+    """Start from fresh worker processes and leave none behind.
+
+    joblib keeps idle workers for the next call. One that recorded data or ran a floor before is small; when it then
+    loads a model, loky takes the growth for a memory leak, stops it and warns, from a thread of its own that a caller
+    who turns warnings into errors would lose. Leaving none behind also gives the memory of the models back.
+    """
+    get_reusable_executor(reuse=True).shutdown(wait=True)
+    try:
+        yield
+    finally:
+        get_reusable_executor(reuse=True).shutdown(wait=True)
 
 
 @contextmanager
@@ -271,8 +286,8 @@ def _column(infos: Sequence[dict[str, Any]], key: str) -> list[float]:
 
 
 def _replan_seconds(agent: Agent) -> list[float]:
-    """Seconds of every planning call so far; agents that do not plan have none."""
-    return getattr(agent, "replan_s", [])
+    """Seconds per problem of every planning call so far; agents that do not plan have none."""
+    return getattr(agent, "replan_s_per_problem", [])
 
 
 def _summarise(episode: int, distance: np.ndarray, success: np.ndarray, replans: int) -> EpisodeResult:

@@ -1,0 +1,163 @@
+"""Evaluation of a tiny model on real environments: same outcomes however it is run, and after being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel.analysis.episode import watch
+from worldmodel.envs import ENV_IDS, make_env
+from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.evaluation.baselines import ManifestConfig, make_manifest, manifest_path
+from worldmodel.evaluation.evaluate import EvaluateConfig, evaluate
+from worldmodel.models.checkpoint import load_checkpoint, save_checkpoint
+from worldmodel.planners.cem import CEM
+
+PLANNER = CEM(num_samples=16, num_elites=4, num_iterations=2, horizon=3)
+EPISODES = 3
+
+
+@pytest.fixture(name="checkpoint", scope="module")
+def _checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """The tiny model, for both environments, and with actions that matter: a fresh predictor predicts "no change"."""
+    model = load_checkpoint(tiny_checkpoint)
+    model.spec = replace(model.spec, env_ids=tuple(ENV_IDS.values()))
+    env = make_env("push", image_size=model.spec.image_size)
+    frames = torch.tensor(np.stack([env.reset(seed=seed)[0]["pixels"] for seed in range(8)]))
+    env.close()
+    model.head.standardise.fit([model.encoder.encode_frames(frames[:, None])[:, 0]])
+    stream = torch.Generator().manual_seed(0)
+    for weight in model.predictor.parameters():
+        torch.nn.init.normal_(weight, std=0.1, generator=stream)
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "both", model, {"licence": "MIT"})
+
+
+@pytest.fixture(name="config", scope="module")
+def _config(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> EvaluateConfig:
+    budget = CEM(num_samples=2, num_elites=1, num_iterations=1, horizon=1)
+    folder = tmp_path_factory.mktemp("manifest")
+    settings = ManifestConfig(
+        env="reach", episodes=EPISODES, run_dir=str(folder), oracle=budget, oracle_action_block=10
+    )
+    make_manifest(settings, progress=False)
+    return EvaluateConfig(
+        env="reach",
+        episodes=EPISODES,
+        checkpoint=str(checkpoint),
+        planner=PLANNER,
+        manifest=str(manifest_path(settings, "worldmodel/Reach-v0")),
+    )
+
+
+@pytest.fixture(name="reference", scope="module")
+def _reference(config: EvaluateConfig) -> list[dict[str, object]]:
+    table = evaluate(replace(config, batch=1), progress=False).to_json()["episodes_table"]
+    assert len({row["final_distance_m"] for row in table}) == EPISODES
+    assert isinstance(table, list)
+    return table
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(1, 2), (1, 16), (2, 1)])
+def test_outcomes_do_not_depend_on_workers_or_batch(
+    config: EvaluateConfig, reference: list[dict[str, object]], workers: int, batch: int
+) -> None:
+    result = evaluate(replace(config, workers=workers, batch=batch), progress=False)
+    assert result.to_json()["episodes_table"] == reference
+
+
+def test_the_seed_matters(config: EvaluateConfig, reference: list[dict[str, object]]) -> None:
+    other = evaluate(replace(config, seed=1, episodes=1), progress=False).to_json()["episodes_table"]
+    assert other[0]["final_distance_m"] != reference[0]["final_distance_m"]
+
+
+def test_a_killed_evaluation_continues_to_the_same_result(
+    tmp_path: Path, config: EvaluateConfig, reference: list[dict[str, object]]
+) -> None:
+    program = (
+        "from worldmodel.evaluation.evaluate import EvaluateConfig, evaluate\n"
+        "from worldmodel.planners.cem import CEM\n"
+        f"evaluate(EvaluateConfig(env='reach', episodes={EPISODES}, checkpoint={config.checkpoint!r}, batch=1,\n"
+        f"    planner={PLANNER!r}, manifest={config.manifest!r}, run_dir={str(tmp_path)!r}), progress=False)\n"
+    )
+    rows = tmp_path / "episodes.jsonl"
+    child = subprocess.Popen([sys.executable, "-c", program])
+    while child.poll() is None and not (rows.exists() and rows.read_bytes().count(b"\n") >= 1):
+        time.sleep(0.02)
+    if child.poll() is None:
+        os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    before = rows.read_bytes()
+    finished = before[: before.rfind(b"\n") + 1]
+    assert finished
+    assert not (tmp_path / "result.json").exists() or finished.count(b"\n") == EPISODES
+
+    result = evaluate(replace(config, run_dir=str(tmp_path)), progress=False)
+    assert result.to_json()["episodes_table"] == reference
+    assert rows.read_bytes().startswith(finished), "finished episodes are kept, not repeated"
+    assert sorted(json.loads(line)["episode"] for line in rows.read_text().splitlines()) == list(range(EPISODES))
+    assert json.loads((tmp_path / "result.json").read_text())["episodes_table"] == reference
+    shorter = evaluate(replace(config, run_dir=str(tmp_path), episodes=2), progress=False)
+    assert shorter.to_json()["episodes_table"] == reference[:2]
+
+
+def test_a_run_folder_refuses_other_settings(tmp_path: Path, config: EvaluateConfig) -> None:
+    first = replace(config, run_dir=str(tmp_path), episodes=1)
+    evaluate(first, progress=False)
+    for change, named in [
+        ({"seed": 1}, "seed 0 there, 1 now"),
+        ({"planner": replace(PLANNER, num_samples=17)}, "num_samples 16 there, 17 now"),
+        ({"replan_every": 2}, "replan_every 1 there, 2 now"),
+    ]:
+        with pytest.raises(ConfigError, match=named):
+            evaluate(replace(first, **change), progress=False)
+
+
+def test_a_checkpoint_made_for_another_environment_is_refused(
+    tmp_path: Path, config: EvaluateConfig, checkpoint: Path
+) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    card = json.loads((tmp_path / "card.json").read_text())
+    card["spec"]["env_ids"] = ["worldmodel/Push-v0"]
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match="worldmodel/Reach-v0"):
+        evaluate(replace(config, checkpoint=str(tmp_path)), progress=False)
+
+
+def test_watching_an_episode(tmp_path: Path, checkpoint: Path) -> None:
+    episode = watch(checkpoint, "push", seed=3, planner=PLANNER, replan_every=2)
+    assert episode.frames.shape == (61, 32, 32, 3)
+    assert len(episode.plans) == 10
+    assert [plan.step for plan in episode.plans] == list(range(0, 60, 6))
+    assert len(episode.replan_s) == 10
+    for plan in episode.plans:
+        # what the model thinks of the frame it plans from is what the curve under the video shows for that frame
+        assert plan.imagined_cost[0] == pytest.approx(episode.costs[plan.step], rel=1e-6)
+        assert plan.imagined_cost.shape == (PLANNER.horizon + 1,)
+        assert plan.best_cost.shape == (2,)
+        assert np.abs(plan.actions).max() <= 1
+    first = episode.plans[0]
+    weights = np.array([0.3, 0.3, 1.0]) / 1.6
+    assert first.best_cost[-1] == pytest.approx(weights @ first.imagined_cost[1:], rel=1e-5)
+    assert episode.save_video(tmp_path / "a.mp4").stat().st_size > 1000
+    assert episode.save_plan_figure(tmp_path / "a.png", index=-1).stat().st_size > 1000
+    summary = json.loads(json.dumps(episode.summary(), allow_nan=False))
+    assert summary["replans"] == 10
+    assert "data:video/mp4;base64," in episode._repr_html_()
+    with pytest.raises(ConfigError, match=r"index must be in \[0, 9\]"):
+        episode.save_plan_figure(tmp_path / "a.png", index=10)
+    again = watch(checkpoint, "push", seed=3, planner=PLANNER, replan_every=2)
+    np.testing.assert_array_equal(again.frames, episode.frames)
+    np.testing.assert_array_equal(again.costs, episode.costs)
+    other = watch(checkpoint, "push", seed=4, planner=PLANNER, replan_every=5)
+    assert (other.goal != episode.goal).any()

@@ -1,0 +1,300 @@
+"""`worldmodel evaluate`: a checkpoint on a frozen manifest, beside the floors and the ceiling stored with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from worldmodel.control.agents import MPCAgent
+from worldmodel.control.collect import spec_of
+from worldmodel.control.objectives import GoalDistance, Objective
+from worldmodel.envs import make_env, resolve_env_id
+from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.evaluation.episodes import EpisodeResult, EpisodeRun
+from worldmodel.evaluation.manifest import Manifest, load_manifest
+from worldmodel.evaluation.runlog import RunLog, describe
+from worldmodel.evaluation.runs import Schedule, identity_of, run_manifest
+from worldmodel.evaluation.stats import quantile, success_interval, success_rate
+from worldmodel.models.checkpoint import load_checkpoint, read_card, resolve_checkpoint
+from worldmodel.models.world_model import WorldModel
+from worldmodel.planners.base import Planner
+from worldmodel.planners.cem import CEM
+
+BASELINES = ("random", "noop", "oracle")
+"""Rows that stand beside the model in every result."""
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """What to evaluate.
+
+    Attributes:
+        env: Environment, short name or id.
+        episodes: The first so many tasks of the manifest.
+        checkpoint: Folder of a checkpoint, the name of a shipped one, or "shipped".
+        workers: Processes, one thread each; outcomes do not depend on it.
+        planner: Search in latent space.
+        objective: What the search minimises.
+        replan_every: Model steps carried out between plans.
+        batch: Episodes a process runs in lockstep; outcomes do not depend on it.
+        manifest: Path of a manifest, or "shipped" for the environment's own.
+        run_dir: Folder that records finished episodes and continues from them; None keeps nothing.
+        seed: Seed of the planners' streams, mixed with every task's own.
+    """
+
+    env: str = "push"
+    episodes: int = 100
+    checkpoint: str = "shipped"
+    workers: int = 1
+    planner: Planner = field(default_factory=CEM)
+    objective: Objective = field(default_factory=GoalDistance)
+    replan_every: int = 1
+    batch: int = 10
+    manifest: str = "shipped"
+    run_dir: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelAgents:
+    """Builds planning agents around one checkpoint; the weights are loaded once per process.
+
+    Attributes:
+        checkpoint: Folder.
+        checkpoint_hash: Of weights and settings; a folder that was overwritten meanwhile is refused.
+        planner: Search in latent space.
+        objective: What the search minimises.
+        replan_every: Model steps carried out between plans.
+        image_size: Side of the frames the model takes, pixels.
+        needs_pixels: Always True.
+    """
+
+    checkpoint: Path
+    checkpoint_hash: str
+    planner: Planner
+    objective: Objective
+    replan_every: int
+    image_size: int
+    needs_pixels: bool = True
+
+    def identity(self) -> dict[str, Any]:
+        """Settings and the hash of the weights; where the folder lies does not matter."""
+        return {key: value for key, value in describe(self).items() if key != "checkpoint"}
+
+    def world_model(self) -> WorldModel:
+        """The model, loaded once per process.
+
+        Raises:
+            CheckpointError: The folder no longer holds the checkpoint that was asked for.
+        """
+        return _load_once(self.checkpoint, self.checkpoint_hash)
+
+    def build(self) -> MPCAgent:
+        """Make an agent in this process.
+
+        Raises:
+            CheckpointError: As `world_model`.
+        """
+        return MPCAgent(self.world_model(), self.planner, self.objective, replan_every=self.replan_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """What was measured.
+
+    Attributes:
+        env_id: Environment.
+        manifest_hash: Of the whole manifest, whatever part of it was run.
+        rows: Outcome per episode, in the order of the manifest.
+        replan_s: Seconds per plan of one problem, all episodes together.
+        baselines: Outcomes of checkpoint-free agents on the same episodes; None when the manifest stores none.
+        budgets: What those agents were allowed.
+        agent: Description of the evaluated agent: checkpoint hash, planner, objective.
+        hardware: Where it ran.
+    """
+
+    env_id: str
+    manifest_hash: str
+    rows: tuple[EpisodeResult, ...]
+    replan_s: tuple[float, ...]
+    baselines: Mapping[str, tuple[EpisodeResult, ...] | None]
+    budgets: Mapping[str, Mapping[str, Any]]
+    agent: Mapping[str, Any]
+    hardware: Mapping[str, Any]
+
+    @property
+    def success_rate(self) -> float:
+        """Share of episodes with success held at the end."""
+        return success_rate([row.held for row in self.rows])
+
+    @property
+    def success_interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of `success_rate`."""
+        return success_interval([row.held for row in self.rows])
+
+    def to_json(self) -> dict[str, Any]:
+        """The machine-readable record; `episodes_table` holds no timings, so that reruns can be compared bit by bit."""
+        return {
+            "env": self.env_id,
+            "episodes": len(self.rows),
+            **_rates(self.rows),
+            "manifest_hash": self.manifest_hash,
+            "replan_s": {"p50": quantile(self.replan_s, 0.5), "p95": quantile(self.replan_s, 0.95)},
+            "baselines": {name: None if rows is None else _rates(rows) for name, rows in self.baselines.items()},
+            "baseline_budgets": describe(self.budgets),
+            "agent": describe(self.agent),
+            "hardware": dict(self.hardware),
+            "episodes_table": [row.to_dict() for row in self.rows],
+        }
+
+    def table(self) -> Table:
+        """The result for a terminal: the model beside floors and ceiling on the same episodes."""
+        p50, p95 = (quantile(self.replan_s, share) for share in (0.5, 0.95))
+        latency = "" if p50 is None or p95 is None else f", replan {p50:.2f} s (p50) {p95:.2f} s (p95)"
+        table = Table(
+            title=f"{self.env_id}, {len(self.rows)} held-out episodes",
+            caption=f"95 % Wilson intervals; manifest {self.manifest_hash[:12]}{latency}",
+        )
+        table.add_column("agent")
+        for heading in ("held at end", "interval", "ever", "median steps to success", "mean final distance"):
+            table.add_column(heading, justify="right")
+        table.add_row("model", *_cells(self.rows), style="bold")
+        for name, rows in self.baselines.items():
+            table.add_row(name, *(["not in manifest"] + ["-"] * 4 if rows is None else _cells(rows)))
+        return table
+
+
+def evaluate(config: EvaluateConfig, progress: bool = True) -> EvalResult:
+    """Evaluate a checkpoint on the first tasks of a frozen manifest.
+
+    Interrupting is safe when `run_dir` is given: the same call continues after the last finished block.
+
+    Args:
+        config: What to evaluate.
+        progress: Show a bar on stderr when that is a terminal.
+
+    Raises:
+        ConfigError: A value is out of range, unknown, or differs from what `run_dir` was started with.
+        CheckpointError: The checkpoint is missing, corrupt, or not made for the environment.
+        DataError: The manifest is missing or corrupt.
+    """
+    schedule = Schedule(episodes=config.episodes, workers=config.workers, batch=config.batch, seed=config.seed)
+    env_id = resolve_env_id(config.env)
+    manifest = load_manifest(env_id if config.manifest == "shipped" else config.manifest)
+    if manifest.env_id != env_id:
+        raise ConfigError(f"manifest {config.manifest} is for {manifest.env_id}, not for env={config.env}")
+    factory = model_agents(config, env_id)
+    log = None
+    if config.run_dir is not None:
+        log = RunLog(Path(config.run_dir), identity_of(manifest, factory, schedule))
+    runs = run_manifest(manifest, factory, schedule, log=log, progress=progress)
+    result = summarise(manifest, {"checkpoint": str(factory.checkpoint), **factory.identity()}, runs)
+    if log is not None:
+        log.finish(result.to_json())
+    return result
+
+
+def model_agents(config: EvaluateConfig, env_id: str) -> ModelAgents:
+    """Resolve and check the checkpoint of a config against an environment.
+
+    Raises:
+        CheckpointError: Missing, corrupt, or not made for the environment.
+        ConfigError: `replan_every` is out of range.
+    """
+    if not 1 <= config.replan_every <= config.planner.horizon:
+        horizon = config.planner.horizon
+        raise ConfigError(f"replan_every must be in [1, planner.horizon={horizon}], got {config.replan_every}")
+    folder = resolve_checkpoint(config.checkpoint, env_id).resolve()
+    identity = checkpoint_hash(folder)
+    image_size = _load_once(folder, identity).spec.image_size
+    env = make_env(env_id, image_size=image_size, render=False)
+    try:
+        load_checkpoint(folder, env_spec=spec_of(env, env_id, image_size))
+    finally:
+        env.close()
+    return ModelAgents(
+        checkpoint=folder,
+        checkpoint_hash=identity,
+        planner=config.planner,
+        objective=config.objective,
+        replan_every=config.replan_every,
+        image_size=image_size,
+    )
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """Sha256 (hex) of everything in a checkpoint that shapes its outputs: settings and weights, not the training notes.
+
+    Raises:
+        CheckpointError: The card is unreadable.
+    """
+    card = {key: value for key, value in read_card(folder).items() if key != "training"}
+    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
+
+
+def summarise(manifest: Manifest, agent: Mapping[str, Any], runs: Sequence[EpisodeRun]) -> EvalResult:
+    """Put the outcomes of the first tasks of a manifest beside its stored baselines on the same tasks."""
+    stored = manifest.baselines
+    names = [*BASELINES, *(name for name in stored if name not in BASELINES)]
+    return EvalResult(
+        env_id=manifest.env_id,
+        manifest_hash=manifest.hash,
+        rows=tuple(run.result for run in runs),
+        replan_s=tuple(seconds for run in runs for seconds in run.replan_s),
+        baselines={name: stored[name].rows[: len(runs)] if name in stored else None for name in names},
+        budgets={name: stored[name].budget for name in stored},
+        agent=agent,
+        hardware=hardware(),
+    )
+
+
+def hardware() -> dict[str, Any]:
+    """Machine and versions that timings belong to."""
+    return {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+@lru_cache(maxsize=2)
+def _load_once(folder: Path, expected_hash: str) -> WorldModel:
+    """Weights of a checkpoint, kept for the blocks that follow in this process."""
+    found = checkpoint_hash(folder)
+    if found != expected_hash:
+        raise CheckpointError(f"{folder} changed during the run: hash {found[:12]}, started with {expected_hash[:12]}")
+    return load_checkpoint(folder)
+
+
+def _rates(rows: Sequence[EpisodeResult]) -> dict[str, Any]:
+    held, ever = [row.held for row in rows], [row.ever for row in rows]
+    return {
+        "success_rate": success_rate(held),
+        "success_interval": list(success_interval(held)),
+        "success_ever": success_rate(ever),
+        "success_ever_interval": list(success_interval(ever)),
+    }
+
+
+def _cells(rows: Sequence[EpisodeResult]) -> list[str]:
+    rates = _rates(rows)
+    low, high = rates["success_interval"]
+    steps = quantile([row.steps_to_success for row in rows if row.steps_to_success is not None], 0.5)
+    return [
+        f"{100 * rates['success_rate']:.0f} %",
+        f"{100 * low:.0f}-{100 * high:.0f} %",
+        f"{100 * rates['success_ever']:.0f} %",
+        "-" if steps is None else f"{steps:.0f}",
+        f"{100 * sum(row.final_distance_m for row in rows) / len(rows):.1f} cm",
+    ]
