@@ -27,7 +27,7 @@ MAX_OPENING_M = 0.04
 WORKSPACE_LOW = np.array([0.34, -0.24, 0.025])
 WORKSPACE_HIGH = np.array([0.66, 0.24, 0.26])
 """The controller keeps the commanded gripper position inside this box, metres."""
-MAX_LEAD_M = 0.06
+MAX_LEAD_M = 0.045
 """How far the commanded position may run ahead of a blocked gripper, metres."""
 OBJECT_HALF_M = 0.035
 

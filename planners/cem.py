@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from worldmodel.errors import ConfigError
+from worldmodel.errors import ConfigError, PlanningError
 from worldmodel.planners.base import (
     CostFn,
     Plan,
@@ -42,6 +42,9 @@ class CEM(Planner):
         momentum: Weight of the old mean and standard deviation in the new ones, in [0, 1).
         early_stop_std: Stop a problem once the spread of its elites, before the floor, is below this share; 0 never
             does.
+        action_repeat: Equal parts of a flat model action that are drawn together and hold the same values; must divide
+            its length. With `action_block` env actions a model step, `action_repeat=action_block` searches over
+            actions held for a whole step: a far smaller space, where white noise reaches further.
         returns: "best" for the best sequence ever scored, "mean" for the final mean (scored by one extra call).
     """
 
@@ -53,12 +56,14 @@ class CEM(Planner):
     warm_start_std: float | None = None
     momentum: float = 0.0
     early_stop_std: float = 0.0
+    action_repeat: int = 1
     returns: str = "best"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("num_samples", self.num_samples, 1)
         check_at_least("num_iterations", self.num_iterations, 1)
+        check_at_least("action_repeat", self.action_repeat, 1)
         if not 1 <= self.num_elites <= self.num_samples:
             raise ConfigError(f"num_elites must be in [1, num_samples={self.num_samples}], got {self.num_elites}")
         check_at_least("min_std", self.min_std, 0)
@@ -133,6 +138,12 @@ class _Search:
         self.mean = torch.zeros_like(self.std) if warm_start is None else warm_start.mean.to(self.std, copy=True)
         problems.clamp_(self.mean)
         self._kept = None if warm_start is None else warm_start.actions.to(self.std)
+        if action_dim % config.action_repeat:
+            raise PlanningError(
+                f"action_repeat={config.action_repeat} must divide the length of a flat action, A={action_dim}"
+            )
+        num_free = action_dim // config.action_repeat
+        self._noise = self.std.new_empty(num_problems, config.num_samples, horizon, num_free)
         self._candidates = self.std.new_empty(num_problems, config.num_samples, horizon, action_dim)
         self._rows = torch.arange(num_problems, device=self.std.device).unsqueeze(1)
         self.best_cost = self.std.new_full((num_problems,), math.inf)
@@ -173,7 +184,10 @@ class _Search:
 
     def _sample(self, iteration: int) -> Tensor:
         """Fill the candidates (B, S, H, A) of the active problems."""
-        candidates = self._problems.draw_(self._candidates, self.active)
+        noise = self._problems.draw_(self._noise, self.active)
+        parts = self._candidates.unflatten(-1, (self._config.action_repeat, -1))
+        parts.copy_(noise.unsqueeze(-2).expand_as(parts))
+        candidates = self._candidates
         if len(self.active) == len(self._problems.rng):
             candidates.mul_(self.std.unsqueeze(1)).add_(self.mean.unsqueeze(1))
         else:

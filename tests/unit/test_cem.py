@@ -364,3 +364,26 @@ def test_select_and_concat_are_inverse() -> None:
 def test_mean_over_equals_the_mean() -> None:
     values = torch.randn(3, 31, 4, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(mean_over(values), values.mean(dim=1))
+
+
+def test_action_repeat_holds_the_parts_of_a_model_action_equal() -> None:
+    low, high = -torch.ones(6), torch.ones(6)
+    target = torch.tensor([0.3, -0.5]).repeat(3)
+    planner = CEM(num_samples=64, num_elites=8, num_iterations=12, horizon=2, action_repeat=3)
+    seen: list[torch.Tensor] = []
+
+    def cost(actions: torch.Tensor) -> torch.Tensor:
+        seen.append(actions.clone())
+        return (actions - target).square().sum(dim=(-1, -2))
+
+    plan = planner.plan(cost, low, high, rng=[torch.Generator().manual_seed(0)])
+    for actions in [*seen, plan.actions]:
+        parts = actions.unflatten(-1, (3, 2))
+        assert torch.equal(parts, parts[..., :1, :].expand_as(parts))
+    assert (plan.actions[0] - target).abs().max() < 0.1
+
+
+def test_action_repeat_that_does_not_divide_the_action_is_refused() -> None:
+    planner = CEM(num_samples=8, num_elites=2, num_iterations=1, horizon=2, action_repeat=4)
+    with pytest.raises(PlanningError, match="action_repeat=4 must divide"):
+        planner.plan(lambda a: a.sum(dim=(-1, -2)), -torch.ones(6), torch.ones(6), rng=[torch.Generator()])
