@@ -13,6 +13,7 @@ from worldmodel.learning.diagnostics import (
     describe,
     effective_rank,
     frame_health,
+    health_check,
     positional_share,
     task_health,
     temporal_share,
@@ -87,6 +88,15 @@ def test_a_task_and_an_encoder_can_be_checked_without_touching_them() -> None:
     single = frame_health(VideoViT(ENCODER), pixels)
     assert "cross_sample_gap" not in single.to_dict()
     assert 0 <= single.positional_share <= 1
+
+
+def test_the_evaluation_of_a_run_repeats_itself() -> None:
+    task = VJEPATask(ENCODER, VJEPAConfig(predictor=MaskedPredictorConfig(embed_dim=12, depth=1, num_heads=2)))
+    pixels = torch.randint(0, 256, (4, 4, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    evaluate = health_check(task, pixels)
+    first = evaluate(10)
+    assert first == evaluate(20)
+    assert {"clip_cross_sample_gap", "frame_positional_share"} <= first.keys()
 
 
 def test_one_clip_is_not_enough() -> None:

@@ -7,6 +7,7 @@ does the predictor recognise its own sample (cross-sample gap). Random-init feat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -140,3 +141,24 @@ def task_health(task: VJEPATask, pixels: Tensor, generator: torch.Generator) -> 
         health.cross_sample_gap = cross_sample_gap(*task.predict(video, generator))
     task.train(training)
     return health
+
+
+def health_check(task: VJEPATask, pixels: Tensor, *, seed: int = 0) -> Callable[[int], dict[str, float]]:
+    """An evaluation for `fit`: health of whole clips ("clip_...") and of single frames ("frame_...").
+
+    The masks are the same at every call, so that the numbers of a run can be compared.
+
+    Args:
+        task: The run.
+        pixels: (B, T, Y, X, 3) uint8 held-out clips of different episodes.
+        seed: Seed of the masks.
+    """
+
+    def evaluate(step: int) -> dict[str, float]:
+        device = task.clip_statistics.mean.device
+        held_out = pixels.to(device)
+        clips = task_health(task, held_out, torch.Generator(device).manual_seed(seed))
+        frames = frame_health(task.target_encoder, held_out)
+        return {**clips.to_dict("clip_"), **frames.to_dict("frame_")}
+
+    return evaluate
