@@ -293,10 +293,10 @@ def _is_open(node: DictConfig, part: str) -> bool:
 def _keys(node: DictConfig, prefix: str = "") -> list[str]:
     """Dotted names of everything in a config, inner nodes included."""
     found = []
-    for part in node:
+    for part in map(str, node):
         key = f"{prefix}{part}"
         found.append(key)
-        if not _is_open(node, str(part)) and isinstance(node[part], DictConfig):
+        if not _is_open(node, part) and isinstance(node[part], DictConfig):
             found += _keys(node[part], f"{key}.")
     return found
 

@@ -109,8 +109,8 @@ def _annotation(hint: Any) -> Any:
         simple = _annotation(inner[0]) if len(inner) == 1 else Any
         return simple | None if simple in _SCALARS else Any
     if origin in (tuple, list, Sequence):
-        inner = _annotation(args[0]) if args and len({*args} - {Ellipsis}) == 1 else Any
-        return list[inner] if inner in _SCALARS else list[Any]  # type: ignore[valid-type]
+        entry: Any = _annotation(args[0]) if args and len({*args} - {Ellipsis}) == 1 else Any
+        return list[entry] if entry in _SCALARS else list[Any]
     return Any
 
 

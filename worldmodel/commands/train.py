@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,6 @@ def retap(encoder: Encoder, taps: tuple[int, ...]) -> Encoder:
     Raises:
         ConfigError: The encoder has no blocks to tap, or not these.
     """
-    from dataclasses import replace
-
     config: Any = encoder.config
     if not isinstance(config, ViTConfig):
         raise ConfigError(f"encoder.taps needs a ViT encoder, this one is a {type(config).__name__}")
