@@ -179,8 +179,8 @@ def register_schemas(name: str) -> None:
     store.store(name=f"{_SCHEMA_PREFIX}{name}", node=mirror(settings_class(name)))
     for part in COMMANDS[name].includes:
         register_schemas(part)
-    for group in COMMANDS[name].groups:
-        for option, where in _OPTIONS[group].items():
+    for group in (entry.partition("@")[0] for entry in COMMANDS[name].groups):
+        for option, where in _OPTIONS.get(group, {}).items():
             module, _, attribute = where.partition(":")
             schema = mirror(getattr(import_module(module), attribute))
             store.store(group=group, name=f"{_SCHEMA_PREFIX}{option}", node=schema)
@@ -247,9 +247,9 @@ def _explain(error: Exception) -> str:
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException):
         reason = f"{reason}: {_first_line(cause)}"
-    match = re.match(r"Could not override '([^']+)'\.?\s*(No match in the defaults list)?", reason)
-    if match and match.group(2):
-        return f"unknown key {match.group(1)!r}: this command has no such group"
+    match = re.match(r"Could not override '([^']+)'\.?\s*No match in the defaults list", str(error))
+    if match:
+        return f"unknown key {match.group(1)!r}: this command has no such config group"
     return reason.replace("Error merging override ", "cannot set ")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,33 +94,42 @@ def test_every_preset_composes_and_builds(preset: str) -> None:
         config = load(preset, mandatory.get(preset, []))
         assert isinstance(config.settings, settings_class(preset))
         return
-    hosts = [name for name, command in COMMANDS.items() if group in command.groups]
+    hosts = [(name, key) for name, entry in COMMANDS.items() for key in entry.groups if key.split("@")[0] == group]
     assert hosts, f"configs/{group} is a group of no command"
-    for host in hosts:
-        load(host, [*mandatory.get(host, []), f"{group}={option}"])
+    for host, key in hosts:
+        load(host, [*mandatory.get(host, []), f"{key}={option}"])
 
 
-def test_defaults_come_from_the_dataclass_alone() -> None:
-    """What the evaluate preset resolves to is what the library uses without any config."""
-    from worldmodel.evaluation.evaluate import EvaluateConfig
+def test_the_small_target_is_the_library_recipe() -> None:
+    from worldmodel.learning.vjepa import VJEPAConfig
 
-    settings = load("evaluate").settings
-    plain = EvaluateConfig()
-    assert {name: getattr(settings, name) for name in field_names(EvaluateConfig)} == {
-        name: getattr(plain, name) for name in field_names(EvaluateConfig)
-    }
+    assert load("pretrain", ["data=x.h5", "target=vjepa_small"]).settings.target == VJEPAConfig.repaired()
+    assert load("pretrain", ["data=x.h5", "target=vjepa"]).settings.target == VJEPAConfig()
 
 
-def test_the_oracle_preset_is_the_library_default() -> None:
-    from worldmodel.evaluation.baselines import ManifestConfig
-
-    assert load("manifest").settings.oracle == ManifestConfig().oracle
+@pytest.mark.parametrize(
+    ("command", "where", "chosen"),
+    [
+        ("evaluate", "worldmodel.evaluation.evaluate:EvaluateConfig", {"planner", "objective"}),
+        ("manifest", "worldmodel.evaluation.baselines:ManifestConfig", {"oracle", "run_dir"}),
+        ("collect", "worldmodel.control.collect:CollectConfig", {"out"}),
+    ],
+)
+def test_defaults_come_from_the_dataclass(command: str, where: str, chosen: set[str]) -> None:
+    """What a preset does not choose is what the library uses without any config."""
+    module, _, name = where.partition(":")
+    config_class = getattr(import_module(module), name)
+    settings, plain = load(command).settings, config_class()
+    for key in set(field_names(config_class)) - chosen:
+        assert getattr(settings, key) == getattr(plain, key), key
 
 
 def test_overrides_reach_real_objects() -> None:
     from worldmodel.planners import CEM
 
-    settings = load("evaluate", ["env=reach", "planner.num_samples=64", "objective.metric=l1"]).settings
+    settings = load(
+        "evaluate", ["env=reach", "planner.num_samples=64", "objective=goal_distance", "objective.metric=l1"]
+    ).settings
     assert isinstance(settings.planner, CEM)
     assert settings.planner.num_samples == 64
     assert settings.objective.metric == "l1"

@@ -18,7 +18,7 @@ class Command:
         summary: One line.
         keys: The settings used most, with what they mean; `--dry-run` shows all.
         examples: Complete command lines.
-        groups: Config groups it chooses from.
+        groups: Config groups it chooses from, as they are named in an override.
         includes: Commands whose settings are part of this one's.
     """
 
@@ -117,7 +117,7 @@ COMMANDS: dict[str, Command] = {
             ("out=FILE", "file ending in .json or .json.gz"),
         ),
         examples=("worldmodel manifest env=push episodes=20 out=outputs/push.json.gz",),
-        groups=("planner",),
+        groups=("planner@oracle",),
     ),
     "reproduce": Command(
         summary="run a whole experiment, from data collection to the table; continues where it stopped",
@@ -131,6 +131,7 @@ COMMANDS: dict[str, Command] = {
             "worldmodel reproduce experiment=shipped run_dir=outputs/shipped",
             "worldmodel reproduce experiment=quick pretrain.fit.steps=500 --dry-run",
         ),
+        groups=("experiment",),
         includes=("collect", "pretrain", "train", "evaluate"),
     ),
     "doctor": Command(

@@ -113,7 +113,7 @@ class Monitor:
 def run(settings: Settings, run: Run) -> Outcome:
     """Pretrain and save the target encoder."""
     if not isinstance(settings.encoder, ViTConfig):
-        raise ConfigError("pretrain needs encoder=vit: timm's backbones are frozen and come with their own weights")
+        raise ConfigError("pretrain needs encoder=vit: timm's backbones and pretrained encoders are frozen")
     if settings.fit.run_dir is not None:
         raise ConfigError("fit.run_dir is the folder of the run itself: set run_dir instead")
     dataset = EpisodeDataset.open(settings.data)
