@@ -48,10 +48,10 @@ class CEM(Planner):
         returns: "best" for the best sequence ever scored, "mean" for the final mean (scored by one extra call).
     """
 
-    num_samples: int = 300
-    num_elites: int = 30
-    num_iterations: int = 8
-    init_std: float = 0.5
+    num_samples: int = 200
+    num_elites: int = 20
+    num_iterations: int = 6
+    init_std: float = 0.6
     min_std: float = 0.05
     warm_start_std: float | None = None
     momentum: float = 0.0

@@ -42,7 +42,10 @@ _OPTIONS = {
         "vit": "worldmodel.models.vit:ViTConfig",
         "timm": "worldmodel.models.encoders:TimmEncoderConfig",
     },
-    "objective": {"goal_distance": "worldmodel.control.objectives:GoalDistance"},
+    "objective": {
+        "goal_distance": "worldmodel.control.objectives:GoalDistance",
+        "steps_to_goal": "worldmodel.control.objectives:StepsToGoal",
+    },
     "planner": {"cem": "worldmodel.planners:CEM"},
     "target": {"vjepa": "worldmodel.learning.vjepa:VJEPAConfig"},
 }

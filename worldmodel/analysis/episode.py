@@ -10,7 +10,7 @@ import base64
 import html
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from worldmodel.analysis.figures import PlanView, cumulative_xy, plan_figure, save_figure
 from worldmodel.analysis.video import Film, write_video
 from worldmodel.control.agents import MPCAgent
-from worldmodel.control.objectives import GoalDistance, Objective
+from worldmodel.control.objectives import Objective, default_objective
 from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.envs.tabletop import MAX_STEP_M
 from worldmodel.errors import ConfigError
@@ -199,8 +199,8 @@ def watch(
         checkpoint: Folder of a checkpoint, the name of a shipped one, or "shipped".
         env: Environment, short name or id.
         seed: Number of the task among the demonstration tasks, which no training or evaluation uses.
-        planner: Search in latent space; None means the default CEM.
-        objective: What the search minimises; None means the default goal distance.
+        planner: Search in latent space; None means CEM over actions held for a model step.
+        objective: What the search minimises; None means the model's default (`default_objective`).
         replan_every: Model steps carried out between plans.
 
     Raises:
@@ -209,14 +209,14 @@ def watch(
         RenderingError: No OpenGL backend works.
     """
     env_id = resolve_env_id(env)
-    config = EvaluateConfig(
-        env=env,
-        checkpoint=str(checkpoint),
-        planner=CEM() if planner is None else planner,
-        objective=GoalDistance() if objective is None else objective,
-        replan_every=replan_every,
-    )
+    config = EvaluateConfig(env=env, checkpoint=str(checkpoint), replan_every=replan_every)
     factory = model_agents(config, env_id)
+    world_model = factory.world_model()
+    factory = replace(
+        factory,
+        planner=CEM(action_repeat=world_model.spec.action_block) if planner is None else planner,
+        objective=default_objective(world_model) if objective is None else objective,
+    )
     agent = factory.build()
     scene = make_env(env_id, image_size=factory.image_size)
     try:
@@ -229,8 +229,7 @@ def watch(
         dt_s = 1 / float(scene.metadata["render_fps"])
     finally:
         scene.close()
-    world_model = factory.world_model()
-    judge = _Judge(world_model, config.objective, goal)
+    judge = _Judge(world_model, factory.objective, goal)
     spec = world_model.spec
     return WatchedEpisode(
         env_id=env_id,
@@ -271,7 +270,7 @@ class _Judge:
 
     def __init__(self, world_model: WorldModel, objective: Objective, goal: NDArray[np.uint8]) -> None:
         self._model = world_model
-        self._objective = objective
+        self._objective = objective.bind(world_model)
         self._goal = world_model.encode(torch.tensor(goal)[None, None])
 
     def seen(self, frames: Sequence[NDArray[np.uint8]], proprio: Sequence[NDArray[np.float32]]) -> Array:

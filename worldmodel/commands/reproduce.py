@@ -14,6 +14,7 @@ from rich.table import Table
 from worldmodel.commands import collect, evaluate, pretrain, train
 from worldmodel.commands.run import Outcome, Run, RunSettings
 from worldmodel.errors import ConfigError
+from worldmodel.evaluation.manifest import load_manifest
 
 STAGES_FILE = "stages.json"
 _FREE_KEYS = ("workers", "batch", "run_dir")  # outcomes do not depend on them
@@ -42,8 +43,8 @@ class Settings(RunSettings):
     collect_push: collect.Settings = field(default_factory=collect.Settings)
     pretrain: pretrain.Settings
     train: train.Settings
-    evaluate_reach: evaluate.Settings = field(default_factory=evaluate.Settings)
-    evaluate_push: evaluate.Settings = field(default_factory=evaluate.Settings)
+    evaluate_reach: evaluate.Settings
+    evaluate_push: evaluate.Settings
 
 
 STAGES: dict[str, Callable[[Any, Run], Outcome]] = {
@@ -58,6 +59,8 @@ STAGES: dict[str, Callable[[Any, Run], Outcome]] = {
 
 def run(settings: Settings, run: Run) -> Outcome:
     """Run the stages that are not done yet, then show minutes and results."""
+    for stage in (settings.evaluate_reach, settings.evaluate_push):
+        _check_manifest(stage)
     book = _StageBook(run.folder / STAGES_FILE)
     for name in STAGES:
         book.check(name, getattr(settings, name))
@@ -83,6 +86,21 @@ def run(settings: Settings, run: Run) -> Outcome:
     }
     report = (_minutes_table(book), _results_table(book), f"checkpoint: {settings.train.out}")
     return Outcome(record=record, report=report)
+
+
+def _check_manifest(settings: evaluate.Settings) -> None:
+    """Find out now, and not after an hour, that an evaluation lacks its manifest or asks for too many tasks.
+
+    Raises:
+        ConfigError: Fewer tasks than episodes.
+        DataError: The manifest is missing or corrupt.
+    """
+    manifest = load_manifest(settings.env if settings.manifest == "shipped" else settings.manifest)
+    if not 1 <= settings.episodes <= len(manifest):
+        raise ConfigError(
+            f"episodes of {settings.env} must be in [1, {len(manifest)}], the size of its manifest, "
+            f"got {settings.episodes}"
+        )
 
 
 class _StageBook:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worldmodel.commands.run import CHECKPOINT_LICENCE, Outcome, Run, RunSettings, counted, numbers_of
+from worldmodel.commands.run import CHECKPOINT_LICENCE, Outcome, Run, RunSettings, busy, counted, numbers_of
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
@@ -18,8 +18,15 @@ from worldmodel.learning.dynamics import DynamicsConfig, DynamicsTask, validatio
 from worldmodel.learning.features import FrameStore, cached_features
 from worldmodel.learning.fit import FitReport, fit
 from worldmodel.learning.open_loop import OpenLoopReport, open_loop_report
+from worldmodel.learning.temporal_distance import (
+    PairSampler,
+    TemporalDistanceTask,
+    TemporalDistanceTraining,
+    all_latents,
+)
 from worldmodel.models.checkpoint import load_encoder, save_checkpoint
 from worldmodel.models.encoders import Encoder, EncoderConfig, TimmEncoderConfig, build_encoder
+from worldmodel.models.temporal_distance import TemporalDistance
 from worldmodel.models.vit import ViTConfig
 
 _VALIDATION_BATCHES = 8
@@ -50,6 +57,7 @@ class Settings(RunSettings, DynamicsConfig):
         eval_every: Steps between validations; 0 leaves only the one at the end.
         horizon: Model steps of the open-loop report.
         precision: "auto", "32-true" or "bf16-mixed".
+        temporal_distance: Recipe of the learned steps to a goal, trained after the dynamics of a compact latent.
         encoder_dtype: Storage of the encoder's weights, "float32" or "float16".
     """
 
@@ -60,6 +68,7 @@ class Settings(RunSettings, DynamicsConfig):
     eval_every: int = 500
     horizon: int = 5
     precision: str = "auto"
+    temporal_distance: TemporalDistanceTraining = field(default_factory=TemporalDistanceTraining)
     encoder_dtype: str = "float32"
 
 
@@ -88,8 +97,9 @@ def run(settings: Settings, run: Run) -> Outcome:
     open_loop = open_loop_report(
         task, material.store, train_ids=material.train_ids, val_ids=material.val_ids, horizon=settings.horizon
     )
+    distance = _fit_distance(settings, task, material, run)
     task.cpu()
-    model = task.world_model(material.encoder.cpu())
+    model = task.world_model(material.encoder.cpu(), distance)
     out = Path(settings.out) if settings.out is not None else run.folder / "checkpoint"
     save_checkpoint(out, model, card_of(settings, dataset, report, open_loop), encoder_dtype=settings.encoder_dtype)
     (run.folder / "open_loop.json").write_text(open_loop.to_json() + "\n", encoding="utf-8")
@@ -190,6 +200,36 @@ def _fit(settings: Settings, dataset: EpisodeDataset, material: _Material, run: 
         title="training dynamics",
     )
     return task, report
+
+
+def _fit_distance(
+    settings: Settings, task: DynamicsTask, material: _Material, run: Run
+) -> TemporalDistance | None:
+    """Learn how far goals are, on the latents of the trained head."""
+    if settings.temporal_distance.steps == 0 or settings.latent != "compact":
+        return None
+    with busy("computing latents", run.progress):
+        latents = all_latents(task.head.cpu().eval(), material.store.features)
+    pairs = PairSampler(
+        latents,
+        material.store,
+        material.train_ids,
+        action_block=settings.action_block,
+        config=settings.temporal_distance,
+        seed=settings.seed,
+    )
+    learner = TemporalDistanceTask(
+        settings.temporal_distance, latent_dim=task.head.num_tokens * task.head.latent_dim, seed=settings.seed
+    )
+    folder = run.folder / "temporal_distance"
+    fit(
+        learner,
+        pairs,
+        settings.temporal_distance.fit_config(run_dir=str(folder), seed=settings.seed),
+        progress=run.progress,
+        title="training distance",
+    )
+    return learner.distance.cpu().eval()
 
 
 def _device() -> torch.device:

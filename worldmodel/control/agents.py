@@ -130,7 +130,7 @@ class MPCAgent(PlanningAgent):
         low, high = world_model.spec.flat_bounds(world_model.device)
         super().__init__(planner, low, high, action_block=world_model.spec.action_block, replan_every=replan_every)
         self.world_model = world_model
-        self.objective = objective
+        self.objective = objective.bind(world_model)
 
     def _start(self, problem: Problem) -> Problem:
         pixels = problem.goal.pixels

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError, PlanningError
 from worldmodel.types import Latent
@@ -30,6 +30,14 @@ class Objective(ABC):
             (B, S).
         """
 
+    def bind(self, model: object) -> Objective:
+        """The objective for one model; those that use learned parts of a model take them here.
+
+        Raises:
+            ConfigError: The model lacks such a part.
+        """
+        return self
+
     def __add__(self, other: Objective) -> Objective:
         return ObjectiveSum(terms=(self, other))
 
@@ -47,6 +55,10 @@ class ObjectiveSum(Objective):
     def __post_init__(self) -> None:
         if not self.terms:
             raise ConfigError("a sum of objectives needs at least one term")
+
+    def bind(self, model: object) -> Objective:
+        """See `Objective.bind`."""
+        return ObjectiveSum(terms=tuple(term.bind(model) for term in self.terms))
 
     def __call__(self, latent: Latent, goal: Latent, actions: Tensor) -> Tensor:
         """See `Objective.__call__`."""
@@ -105,6 +117,75 @@ class GoalDistance(Objective):
             )
         difference = predicted.float() - goal.float()
         return difference.abs() if self.metric == "l1" else difference.square()
+
+
+@dataclass(kw_only=True)
+class StepsToGoal(Objective):
+    """Learned number of model steps to the goal, weighted over the horizon, plus a share of the latent distance.
+
+    The steps say where to go, also when the way leads through frames that look less like the goal; the latent
+    distance is the sharper of the two near the goal. Must be bound to a model with a temporal distance.
+
+    Attributes:
+        last_step_weight: Weight of the last step of the horizon, > 0.
+        step_weight: Weight of every earlier step, >= 0.
+        latent_weight: Weight of the mean squared latent distance, in steps per unit, >= 0.
+    """
+
+    last_step_weight: float = 1.0
+    step_weight: float = 0.3
+    latent_weight: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_step_weights(self.last_step_weight, self.step_weight)
+        check_weight("latent_weight", self.latent_weight)
+
+    def bind(self, model: object) -> Objective:
+        """See `Objective.bind`."""
+        distance = getattr(model, "temporal_distance", None)
+        if not isinstance(distance, nn.Module):
+            raise ConfigError(
+                "this model has no temporal distance (it was trained with temporal_distance.steps=0, or has a patch "
+                "latent); plan with objective=goal_distance"
+            )
+        return BoundStepsToGoal(definition=self, distance=distance)
+
+    def __call__(self, latent: Latent, goal: Latent, actions: Tensor) -> Tensor:
+        """Refuse to work unbound.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError("StepsToGoal needs the temporal distance of a model: call bind(world_model) first")
+
+
+@dataclass(kw_only=True)
+class BoundStepsToGoal(Objective):
+    """`StepsToGoal` with the network of one model.
+
+    Attributes:
+        definition: Weights.
+        distance: Maps latents (..., N, D) and goals (..., N, D) to steps (...).
+    """
+
+    definition: StepsToGoal
+    distance: nn.Module
+
+    def __call__(self, latent: Latent, goal: Latent, actions: Tensor) -> Tensor:
+        """See `Objective.__call__`."""
+        definition = self.definition
+        steps: Tensor = self.distance(latent.visual, goal.visual)
+        if definition.latent_weight > 0:
+            squared = (latent.visual.float() - goal.visual.float()).square().mean(dim=(-2, -1))
+            steps = steps + definition.latent_weight * squared
+        weights = step_weights(steps.shape[-1], definition.last_step_weight, definition.step_weight)
+        return (steps * weights.to(steps)).sum(dim=-1)
+
+
+def default_objective(model: object) -> Objective:
+    """What a model is planned with unless told otherwise: its temporal distance, or the latent distance without one."""
+    has_distance = isinstance(getattr(model, "temporal_distance", None), nn.Module)
+    return StepsToGoal() if has_distance else GoalDistance()
 
 
 @dataclass(kw_only=True)

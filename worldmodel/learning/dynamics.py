@@ -29,6 +29,7 @@ from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.latent_head import CompactHeadConfig, HeadConfig, IdentityHeadConfig, build_head
+from worldmodel.models.temporal_distance import TemporalDistance
 from worldmodel.models.world_model import LATENTS, ModelSpec, WorldModel
 
 STATISTICS_FRAMES = 8192
@@ -55,7 +56,7 @@ class LossWeights:
     inverse_dynamics: float = 1.0
     sigreg: float = 0.1
     proprio: float = 0.5
-    reconstruction: float = 0.0
+    reconstruction: float = 1.0
     straightening: float = 0.0
 
     def __post_init__(self) -> None:
@@ -284,11 +285,12 @@ class DynamicsTask(nn.Module):
             parts["straightening"] = 1 - functional.cosine_similarity(move[:, :-1], move[:, 1:], dim=-1).mean()
         return parts
 
-    def world_model(self, encoder: Encoder) -> WorldModel:
+    def world_model(self, encoder: Encoder, temporal_distance: TemporalDistance | None = None) -> WorldModel:
         """World model of the present weights; a copy, so training may go on."""
-        parts = (self.head, self.predictor, self.action_normalizer, self.proprio_normalizer)
-        head, predictor, actions, proprio = copy.deepcopy(parts)
-        return WorldModel(copy.deepcopy(encoder), head, predictor, actions, proprio, self.spec)
+        parts = (encoder, self.head, self.predictor, self.action_normalizer, self.proprio_normalizer)
+        return WorldModel(
+            *copy.deepcopy(parts), spec=self.spec, temporal_distance=copy.deepcopy(temporal_distance)
+        )
 
 
 def validation_losses(task: DynamicsTask, batches: list[TrajectoryBatch]) -> dict[str, float]:

@@ -28,6 +28,7 @@ from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
 from worldmodel.models.encoders import Encoder, TimmEncoderConfig, build_encoder
 from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig, build_head
+from worldmodel.models.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from worldmodel.models.vit import ViTConfig
 from worldmodel.models.world_model import ModelSpec, WorldModel
 
@@ -46,6 +47,7 @@ _CONFIGS: dict[str, type[Any]] = {
         IdentityHeadConfig,
         ResidualMLPConfig,
         TransformerPredictorConfig,
+        TemporalDistanceConfig,
     )
 }
 
@@ -88,6 +90,8 @@ def save_checkpoint(
         "head": _config_record(world_model.head),
         "predictor": _config_record(world_model.predictor),
     }
+    if world_model.temporal_distance is not None:
+        configs["temporal_distance"] = _config_record(world_model.temporal_distance)
     record = {"kind": "world_model", "spec": asdict(world_model.spec), "configs": configs}
     return _write(Path(path), world_model, record, card, "encoder.", encoder_dtype)
 
@@ -131,7 +135,11 @@ def load_checkpoint(
             action_dim=spec.flat_action_dim,
         )
         normalizers = Normalizer(spec.flat_action_dim), Normalizer(len(spec.proprio_names))
-        model = WorldModel(encoder, head, predictor, *normalizers, spec)
+        distance = None
+        if "temporal_distance" in card["configs"]:
+            config = _read_config(card, "temporal_distance")
+            distance = TemporalDistance(config, latent_dim=head.num_tokens * head.latent_dim)
+        model = WorldModel(encoder, head, predictor, *normalizers, spec, temporal_distance=distance)
     except (KeyError, TypeError, ValueError) as error:
         raise _unfit(folder, error) from error
     _load_weights(model, folder, card)

@@ -17,6 +17,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.models.action_predictor import ActionPredictor
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.latent_head import LatentHead
+from worldmodel.models.temporal_distance import TemporalDistance
 from worldmodel.types import Context, Latent
 
 LATENTS = ("compact", "patch")
@@ -78,6 +79,7 @@ class WorldModel(nn.Module):
         action_normalizer: Of flat model actions (A).
         proprio_normalizer: Of proprioception (P).
         spec: What the model was trained for.
+        temporal_distance: Learned number of steps between two latents, or None.
         candidate_block: Candidates rolled out at once; more are cut into blocks of this size, the last one padded.
             Bounds memory for patch latents. Never changes with the number of problems.
 
@@ -94,6 +96,7 @@ class WorldModel(nn.Module):
         proprio_normalizer: Normalizer,
         spec: ModelSpec,
         *,
+        temporal_distance: TemporalDistance | None = None,
         candidate_block: int = 512,
     ) -> None:
         super().__init__()
@@ -105,6 +108,11 @@ class WorldModel(nn.Module):
         shapes = (head.num_tokens, head.latent_dim), (predictor.num_tokens, predictor.latent_dim)
         if shapes[0] != shapes[1]:
             raise ConfigError(f"the head gives latents (N, D) = {shapes[0]}, the predictor takes {shapes[1]}")
+        if temporal_distance is not None and temporal_distance.latent_dim != head.num_tokens * head.latent_dim:
+            raise ConfigError(
+                f"the temporal distance takes latents of {temporal_distance.latent_dim} numbers, the head gives "
+                f"{head.num_tokens} x {head.latent_dim}"
+            )
         if candidate_block < 1:
             raise ConfigError(f"candidate_block must be >= 1, got {candidate_block}")
         self.encoder = encoder
@@ -113,6 +121,7 @@ class WorldModel(nn.Module):
         self.action_normalizer = action_normalizer
         self.proprio_normalizer = proprio_normalizer
         self.spec = spec
+        self.temporal_distance = temporal_distance
         self.candidate_block = candidate_block
         self.requires_grad_(False)
         self.eval()
