@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +183,7 @@ def test_learning_rate_warms_up_then_follows_the_stretched_cosine() -> None:
     rates = [learning_rate(settings, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.19)
     assert rates[9] == rates[10] == pytest.approx(1.0)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     # three quarters of the cosine, not all of it: 89 of 115 steps
     assert rates[-1] == pytest.approx(0.5 * (1 + np.cos(np.pi * 89 / 115)))
 
