@@ -114,7 +114,7 @@ def write_video(path: Path, film: Film, *, side: int = 384, hold_s: float = 1.0)
     partial = path.with_name(path.stem + ".partial.mp4")
     writer = imageio.get_writer(
         partial,
-        format="FFMPEG",  # type: ignore[arg-type]  # imageio's stub only knows its own Format objects
+        format="FFMPEG",
         fps=1 / film.dt_s,
         codec="libx264",
         pixelformat="yuv420p",

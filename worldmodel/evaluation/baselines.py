@@ -62,7 +62,7 @@ class RandomAgents:
 
     def identity(self) -> dict[str, Any]:
         """Nothing to choose."""
-        return describe(self) | {"action": "uniform"}
+        return {**describe(self), "action": "uniform"}
 
     def build(self) -> Agent:
         """Make an agent in this process."""
@@ -79,7 +79,7 @@ class NoopAgents:
 
     def identity(self) -> dict[str, Any]:
         """Nothing to choose."""
-        return describe(self)
+        return dict(describe(self))
 
     def build(self) -> Agent:
         """Make an agent in this process."""
@@ -104,7 +104,7 @@ class OracleAgents:
 
     def identity(self) -> dict[str, Any]:
         """The budget."""
-        return describe(self)
+        return dict(describe(self))
 
     def build(self) -> Agent:
         """Make an agent in this process."""

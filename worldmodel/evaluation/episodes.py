@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-import joblib
 import numpy as np
 import torch
-from joblib.externals.loky import get_reusable_executor
 
+from worldmodel.control.workers import parallel_map
 from worldmodel.envs import make_env
 from worldmodel.envs.base import GoalEnv, Task
 from worldmodel.errors import ConfigError, DataError
@@ -221,31 +221,7 @@ def run_episodes(blocks: Sequence[Block], factory: AgentFactory, *, workers: int
     Raises:
         ConfigError: `workers` is not positive.
     """
-    if workers < 1:
-        raise ConfigError(f"workers must be >= 1, got {workers}")
-    if workers == 1 or len(blocks) <= 1:
-        for block in blocks:
-            yield _run_job(block, factory)
-        return
-    with _own_workers():
-        parallel = joblib.Parallel(n_jobs=min(workers, len(blocks)), return_as="generator_unordered")
-        with closing(parallel(joblib.delayed(_run_job)(block, factory) for block in blocks)) as results:
-            yield from results
-
-
-@contextmanager
-def _own_workers() -> Iterator[None]:
-    """Start from fresh worker processes and leave none behind.
-
-    joblib keeps idle workers for the next call. One that recorded data or ran a floor before is small; when it then
-    loads a model, loky takes the growth for a memory leak, stops it and warns, from a thread of its own that a caller
-    who turns warnings into errors would lose. Leaving none behind also gives the memory of the models back.
-    """
-    get_reusable_executor(reuse=True).shutdown(wait=True)
-    try:
-        yield
-    finally:
-        get_reusable_executor(reuse=True).shutdown(wait=True)
+    yield from parallel_map(partial(_run_job, factory), blocks, workers=workers)
 
 
 @contextmanager
@@ -259,7 +235,7 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run_job(block: Block, factory: AgentFactory) -> list[EpisodeRun]:
+def _run_job(factory: AgentFactory, block: Block) -> list[EpisodeRun]:
     """One task of the parallel call: environments are opened and closed here, in the process that uses them."""
     with torch_threads(1):
         agent = factory.build()
