@@ -53,9 +53,7 @@ def make_env(name: str, *, image_size: int = 64, render: bool = True) -> GoalEnv
         ConfigError: Unknown name, or the id does not name a `GoalEnv`.
         RenderingError: No OpenGL backend works.
     """
-    env = gymnasium.make(
-        resolve_env_id(name), disable_env_checker=True, image_size=image_size, render=render
-    ).unwrapped
+    env = gymnasium.make(resolve_env_id(name), disable_env_checker=True, image_size=image_size, render=render).unwrapped
     if not isinstance(env, GoalEnv):
         raise ConfigError(f"{name!r} is registered but is not a worldmodel GoalEnv")
     return env

@@ -80,4 +80,3 @@ class ArmKinematics:
         self._error[4] = 0.5 * (rotation[2, 0] + rotation[0, 2])
         self._error[5] = -0.5 * (rotation[0, 1] + rotation[1, 0])
         return self._error
-

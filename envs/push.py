@@ -23,14 +23,15 @@ _MAX_ATTEMPTS = 5000
 class PushEnv(TabletopEnv):
     """Success: the block (a free 7 cm cube) is within 4 cm of its goal position in the plane.
 
-    Goals lie 12 to 25 cm from the start; the gripper starts 9 to 18 cm from the block, on any side of it. The goal picture shows the end of a push: block at its goal, turned by a
-    few degrees, closed gripper behind it.
+    Goals lie 12 to 25 cm from the start; the gripper starts 9 to 18 cm from the block, on any side of it. The goal
+    picture shows the end of a push: block at its goal, turned by a few degrees, closed gripper behind it.
     """
 
     env_id: ClassVar[str] = "worldmodel/Push-v0"
     success_radius_m: ClassVar[float] = 0.04
 
     def sample_task(self, rng: np.random.Generator, appearance: Appearance | None = None) -> Task:
+        """See `GoalEnv.sample_task`."""
         for _ in range(_MAX_ATTEMPTS):
             start, goal = rng.uniform(_OBJECT_LOW, _OBJECT_HIGH), rng.uniform(_OBJECT_LOW, _OBJECT_HIGH)
             gripper = np.array([*rng.uniform(WORKSPACE_LOW[:2], WORKSPACE_HIGH[:2]), rng.uniform(0.03, 0.10)])
@@ -55,10 +56,12 @@ class PushEnv(TabletopEnv):
         raise SimulationError(f"no valid Push task found in {_MAX_ATTEMPTS} attempts")
 
     def goal_distance(self) -> float:
+        """See `GoalEnv.goal_distance`."""
         position, _ = self.object_pose()
         return float(np.linalg.norm(position[:2] - self._goal[:2]))
 
     def oracle_cost(self) -> float:
+        """See `GoalEnv.oracle_cost`."""
         position, yaw = self.object_pose()
         offset = self._goal[:2] - position[:2]
         distance = float(np.linalg.norm(offset))

@@ -26,6 +26,7 @@ class ReachEnv(TabletopEnv):
     success_radius_m: ClassVar[float] = 0.03
 
     def sample_task(self, rng: np.random.Generator, appearance: Appearance | None = None) -> Task:
+        """See `GoalEnv.sample_task`."""
         low, high = WORKSPACE_LOW + 0.01, WORKSPACE_HIGH - 0.01
         for _ in range(_MAX_ATTEMPTS):
             cube = np.array([*rng.uniform(low[:2] + 0.03, high[:2] - 0.03), OBJECT_HALF_M])
@@ -45,6 +46,7 @@ class ReachEnv(TabletopEnv):
         raise SimulationError(f"no valid Reach task found in {_MAX_ATTEMPTS} attempts")
 
     def goal_distance(self) -> float:
+        """See `GoalEnv.goal_distance`."""
         return float(np.linalg.norm(self.gripper_position() - self._goal))
 
 

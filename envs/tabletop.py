@@ -31,7 +31,15 @@ MAX_LEAD_M = 0.045
 """How far the commanded position may run ahead of a blocked gripper, metres."""
 OBJECT_HALF_M = 0.035
 
-_STATE_SPEC = mujoco.mjtState.mjSTATE_INTEGRATION.value
+# What the continuation depends on here. MuJoCo's own "integration" set also holds things this scene never uses, and
+# its size may differ between versions: shipped manifests must not.
+_STATE_SPEC = int(
+    mujoco.mjtState.mjSTATE_TIME
+    | mujoco.mjtState.mjSTATE_QPOS
+    | mujoco.mjtState.mjSTATE_QVEL
+    | mujoco.mjtState.mjSTATE_CTRL
+    | mujoco.mjtState.mjSTATE_WARMSTART
+)
 _SUBSTEP_GROUPS = 5
 _NUM_COMMAND = 4
 
@@ -112,9 +120,7 @@ class TabletopEnv(GoalEnv):
         self._begin(task)
         return self._observe(), self._info()
 
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
         """One control step of 0.1 s; reward is minus the goal distance in metres.
 
         Raises:
@@ -151,6 +157,7 @@ class TabletopEnv(GoalEnv):
     # ---- GoalEnv ------------------------------------------------------------------------------------------------
 
     def simulate(self, action: NDArray[np.float32]) -> None:
+        """See `GoalEnv.simulate`."""
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (_NUM_COMMAND,) or not np.isfinite(action).all():
             raise ConfigError(f"action must be {_NUM_COMMAND} finite numbers, got shape {action.shape}: {action}")
@@ -172,6 +179,7 @@ class TabletopEnv(GoalEnv):
         mujoco.mj_kinematics(self._model, self._data)
 
     def get_state(self) -> Array:
+        """See `GoalEnv.get_state`."""
         size = mujoco.mj_stateSize(self._model, _STATE_SPEC)
         state = np.empty(size + _NUM_COMMAND)
         mujoco.mj_getState(self._model, self._data, state[:size], _STATE_SPEC)
@@ -179,12 +187,12 @@ class TabletopEnv(GoalEnv):
         return state
 
     def set_state(self, state: Array) -> None:
+        """See `GoalEnv.set_state`."""
         size = mujoco.mj_stateSize(self._model, _STATE_SPEC)
         state = np.asarray(state, dtype=np.float64)
         if state.shape != (size + _NUM_COMMAND,):
             raise SimulationError(
-                f"state must have {size + _NUM_COMMAND} entries for this scene (mujoco {mujoco.__version__}), "
-                f"got shape {state.shape}"
+                f"state must have {size + _NUM_COMMAND} entries for this scene, got shape {state.shape}"
             )
         if not np.isfinite(state).all():
             raise SimulationError("state holds non-finite numbers")
@@ -195,6 +203,7 @@ class TabletopEnv(GoalEnv):
         mujoco.mj_fwdPosition(self._model, self._data)
 
     def render_goal(self, task: Task | None = None) -> NDArray[np.uint8]:
+        """See `GoalEnv.render_goal`."""
         task = task or self._task
         if task is None:
             raise SimulationError("render_goal() needs a task: pass one or call reset() first")
@@ -209,6 +218,7 @@ class TabletopEnv(GoalEnv):
         return picture
 
     def privileged(self) -> Array:
+        """See `GoalEnv.privileged`."""
         position, yaw = self.object_pose()
         return np.concatenate([self.gripper_position(), [self.opening()], position, [yaw]])
 
@@ -242,13 +252,12 @@ class TabletopEnv(GoalEnv):
         return bool((has_object & np.isin(geoms, self._finger_geoms).any(axis=1)).any())
 
     def oracle_cost(self) -> float:
+        """See `GoalEnv.oracle_cost`."""
         return self.goal_distance()
 
     # ---- helpers for tasks --------------------------------------------------------------------------------------
 
-    def pose_state(
-        self, gripper: Array, object_position: Array, object_yaw: float, opening: float = 0.0
-    ) -> Array:
+    def pose_state(self, gripper: Array, object_position: Array, object_yaw: float, opening: float = 0.0) -> Array:
         """Full state at rest with the gripper and the object at the given poses (metres, radians)."""
         mujoco.mj_resetData(self._model, self._data)
         angles = self._kinematics.solve(gripper, HOME, max_iterations=100)
