@@ -153,7 +153,7 @@ def test_multirun_gives_one_record_per_combination(call: Call) -> None:
         (["evaluate", "+colour=red"], ["unknown key 'colour'"]),
         (["evaluate", "planner=mppi2"], ["unknown planner 'mppi2'", "cem"]),
         (["evaluate", "planner.horizon=0"], ["horizon", "0"]),
-        (["evaluate", "planner.num_elites=999"], ["num_elites must be in [1, num_samples=300], got 999"]),
+        (["evaluate", "planner.num_samples=64", "planner.num_elites=999"], ["[1, num_samples=64], got 999"]),
         (["evaluate", "env=pusj"], ["unknown environment 'pusj'", "'push'"]),
         (["evaluate", "episodes=-3"], ["episodes", "-3"]),
         (["collect", "env=pusj"], ["unknown environment 'pusj'", "'push'"]),

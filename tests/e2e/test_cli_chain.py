@@ -21,6 +21,16 @@ def manifest(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
 
 
+def test_a_missing_manifest_is_found_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["reproduce", "experiment=tiny", "run_dir=run", "evaluate_reach.manifest=nowhere.json", "--json"]
+    assert main(argv) == 2
+    assert "nowhere.json" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "episodes.h5").exists()
+
+
 @pytest.mark.slow
 def test_the_chain_runs_and_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

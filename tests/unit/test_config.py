@@ -164,7 +164,11 @@ def test_a_reference_is_resolved() -> None:
         ("collect", ["planner=cem"], ["'planner'"]),
         ("collect", ["out=null"], ["out=null"]),
         ("evaluate", ["planner.horizon=0"], ["horizon", "0"]),
-        ("evaluate", ["planner.num_elites=999"], ["num_elites must be in [1, num_samples=300]", "999"]),
+        (
+            "evaluate",
+            ["planner.num_samples=64", "planner.num_elites=999"],
+            ["num_elites must be in [1, num_samples=64], got 999"],
+        ),
         ("evaluat", [], ["unknown command 'evaluat'", "did you mean 'evaluate'"]),
     ],
 )
