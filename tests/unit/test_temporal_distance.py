@@ -167,17 +167,13 @@ def test_checkpoint_keeps_the_distance(tmp_path: Path) -> None:
         proprio_names=("x",),
     )
     distance = TemporalDistance(TemporalDistanceConfig(hidden_dim=8), latent_dim=6, seed=3)
-    model = WorldModel(
-        encoder, head, predictor, Normalizer(2), Normalizer(1), spec, temporal_distance=distance
-    )
+    model = WorldModel(encoder, head, predictor, Normalizer(2), Normalizer(1), spec, temporal_distance=distance)
     save_checkpoint(tmp_path / "with", model, {})
     loaded = load_checkpoint(tmp_path / "with").temporal_distance
     assert loaded is not None
     latent = torch.randn(3, 1, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(loaded(latent, latent[:1]), distance(latent, latent[:1]))
-    save_checkpoint(
-        tmp_path / "without", WorldModel(encoder, head, predictor, Normalizer(2), Normalizer(1), spec), {}
-    )
+    save_checkpoint(tmp_path / "without", WorldModel(encoder, head, predictor, Normalizer(2), Normalizer(1), spec), {})
     assert load_checkpoint(tmp_path / "without").temporal_distance is None
 
 

@@ -202,9 +202,7 @@ def _fit(settings: Settings, dataset: EpisodeDataset, material: _Material, run: 
     return task, report
 
 
-def _fit_distance(
-    settings: Settings, task: DynamicsTask, material: _Material, run: Run
-) -> TemporalDistance | None:
+def _fit_distance(settings: Settings, task: DynamicsTask, material: _Material, run: Run) -> TemporalDistance | None:
     """Learn how far goals are, on the latents of the trained head."""
     if settings.temporal_distance.steps == 0 or settings.latent != "compact":
         return None

@@ -288,9 +288,7 @@ class DynamicsTask(nn.Module):
     def world_model(self, encoder: Encoder, temporal_distance: TemporalDistance | None = None) -> WorldModel:
         """World model of the present weights; a copy, so training may go on."""
         parts = (encoder, self.head, self.predictor, self.action_normalizer, self.proprio_normalizer)
-        return WorldModel(
-            *copy.deepcopy(parts), spec=self.spec, temporal_distance=copy.deepcopy(temporal_distance)
-        )
+        return WorldModel(*copy.deepcopy(parts), spec=self.spec, temporal_distance=copy.deepcopy(temporal_distance))
 
 
 def validation_losses(task: DynamicsTask, batches: list[TrajectoryBatch]) -> dict[str, float]:
