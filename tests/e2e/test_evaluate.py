@@ -120,6 +120,8 @@ def test_a_run_folder_refuses_other_settings(tmp_path: Path, config: EvaluateCon
     ]:
         with pytest.raises(ConfigError, match=named):
             evaluate(replace(first, **change), progress=False)
+    with pytest.raises(ConfigError, match=r"replan_every must be in \[1, planner.horizon=3\], got 4"):
+        evaluate(replace(first, replan_every=4), progress=False)
 
 
 def test_a_checkpoint_made_for_another_environment_is_refused(

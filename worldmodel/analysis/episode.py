@@ -10,7 +10,7 @@ import base64
 import html
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from worldmodel.analysis.figures import PlanView, cumulative_xy, plan_figure, save_figure
 from worldmodel.analysis.video import Film, write_video
 from worldmodel.control.agents import MPCAgent
-from worldmodel.control.objectives import Objective, default_objective
+from worldmodel.control.objectives import Objective
 from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.envs.tabletop import MAX_STEP_M
 from worldmodel.errors import ConfigError
@@ -32,7 +32,6 @@ from worldmodel.evaluation.manifest import draw_task
 from worldmodel.evaluation.stats import quantile
 from worldmodel.models.world_model import WorldModel
 from worldmodel.planners.base import Plan, Planner
-from worldmodel.planners.cem import CEM
 from worldmodel.types import Context, Latent
 
 Array = NDArray[np.float64]
@@ -200,7 +199,7 @@ def watch(
         env: Environment, short name or id.
         seed: Number of the task among the demonstration tasks, which no training or evaluation uses.
         planner: Search in latent space; None means CEM over actions held for a model step.
-        objective: What the search minimises; None means the model's default (`default_objective`).
+        objective: What the search minimises; None means the model's default.
         replan_every: Model steps carried out between plans.
 
     Raises:
@@ -209,14 +208,11 @@ def watch(
         RenderingError: No OpenGL backend works.
     """
     env_id = resolve_env_id(env)
-    config = EvaluateConfig(env=env, checkpoint=str(checkpoint), replan_every=replan_every)
+    config = EvaluateConfig(
+        env=env, checkpoint=str(checkpoint), planner=planner, objective=objective, replan_every=replan_every
+    )
     factory = model_agents(config, env_id)
     world_model = factory.world_model()
-    factory = replace(
-        factory,
-        planner=CEM(action_repeat=world_model.spec.action_block) if planner is None else planner,
-        objective=default_objective(world_model) if objective is None else objective,
-    )
     agent = factory.build()
     scene = make_env(env_id, image_size=factory.image_size)
     try:

@@ -48,7 +48,9 @@ class ManifestConfig:
     split: str = "test"
     out: str | None = None
     run_dir: str = "outputs/manifest"
-    oracle: Planner = field(default_factory=lambda: CEM(num_samples=64, num_elites=8, num_iterations=4, horizon=5))
+    oracle: Planner = field(
+        default_factory=lambda: CEM(num_samples=24, num_elites=4, num_iterations=2, action_repeat=3)
+    )
     oracle_action_block: int = 3
 
 

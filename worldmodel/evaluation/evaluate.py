@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from worldmodel.control.agents import MPCAgent
 from worldmodel.control.collect import spec_of
-from worldmodel.control.objectives import GoalDistance, Objective
+from worldmodel.control.objectives import Objective, default_objective
 from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.evaluation.episodes import EpisodeResult, EpisodeRun
@@ -43,8 +43,8 @@ class EvaluateConfig:
         episodes: The first so many tasks of the manifest.
         checkpoint: Folder of a checkpoint, the name of a shipped one, or "shipped".
         workers: Processes, one thread each; outcomes do not depend on it.
-        planner: Search in latent space.
-        objective: What the search minimises.
+        planner: Search in latent space; None means CEM over actions held for a model step.
+        objective: What the search minimises; None means the model's default (`default_objective`).
         replan_every: Model steps carried out between plans.
         batch: Episodes a process runs in lockstep; outcomes do not depend on it.
         manifest: Path of a manifest, or "shipped" for the environment's own.
@@ -56,8 +56,8 @@ class EvaluateConfig:
     episodes: int = 100
     checkpoint: str = "shipped"
     workers: int = 1
-    planner: Planner = field(default_factory=CEM)
-    objective: Objective = field(default_factory=GoalDistance)
+    planner: Planner | None = None
+    objective: Objective | None = None
     replan_every: int = 1
     batch: int = 10
     manifest: str = "shipped"
@@ -211,12 +211,13 @@ def model_agents(config: EvaluateConfig, env_id: str) -> ModelAgents:
         CheckpointError: Missing, corrupt, or not made for the environment.
         ConfigError: `replan_every` is out of range.
     """
-    if not 1 <= config.replan_every <= config.planner.horizon:
-        horizon = config.planner.horizon
-        raise ConfigError(f"replan_every must be in [1, planner.horizon={horizon}], got {config.replan_every}")
     folder = resolve_checkpoint(config.checkpoint, env_id).resolve()
     identity = checkpoint_hash(folder)
-    image_size = _load_once(folder, identity).spec.image_size
+    world_model = _load_once(folder, identity)
+    planner = CEM(action_repeat=world_model.spec.action_block) if config.planner is None else config.planner
+    if not 1 <= config.replan_every <= planner.horizon:
+        raise ConfigError(f"replan_every must be in [1, planner.horizon={planner.horizon}], got {config.replan_every}")
+    image_size = world_model.spec.image_size
     env = make_env(env_id, image_size=image_size, render=False)
     try:
         load_checkpoint(folder, env_spec=spec_of(env, env_id, image_size))
@@ -225,8 +226,8 @@ def model_agents(config: EvaluateConfig, env_id: str) -> ModelAgents:
     return ModelAgents(
         checkpoint=folder,
         checkpoint_hash=identity,
-        planner=config.planner,
-        objective=config.objective,
+        planner=planner,
+        objective=default_objective(world_model) if config.objective is None else config.objective,
         replan_every=config.replan_every,
         image_size=image_size,
     )
