@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.table import Table
 
 from worldmodel.analysis.episode import WatchedEpisode, watch
 from worldmodel.commands.run import Outcome, Run, RunSettings, busy
-from worldmodel.control.objectives import GoalDistance, Objective
+from worldmodel.control.objectives import Objective
 from worldmodel.errors import ConfigError
-from worldmodel.planners import CEM, Planner
+from worldmodel.planners import Planner
 
 
 @dataclass(kw_only=True)
@@ -21,16 +21,16 @@ class Settings(RunSettings):
         env: Environment, short name or id.
         checkpoint: Folder of a checkpoint, the name of a shipped one, or "shipped".
         task: Number of the demonstration task, which no training or evaluation uses.
-        planner: Search in latent space.
-        objective: What the search minimises.
+        planner: Search in latent space; None means the library's default.
+        objective: What the search minimises; None means the model's default.
         replan_every: Model steps carried out between plans.
     """
 
     env: str = "push"
     checkpoint: str = "shipped"
     task: int = 0
-    planner: Planner = field(default_factory=CEM)
-    objective: Objective = field(default_factory=GoalDistance)
+    planner: Planner | None = None
+    objective: Objective | None = None
     replan_every: int = 1
 
 
