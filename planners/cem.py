@@ -185,15 +185,17 @@ class _Search:
     def _sample(self, iteration: int) -> Tensor:
         """Fill the candidates (B, S, H, A) of the active problems."""
         noise = self._problems.draw_(self._noise, self.active)
-        parts = self._candidates.unflatten(-1, (self._config.action_repeat, -1))
-        parts.copy_(noise.unsqueeze(-2).expand_as(parts))
         candidates = self._candidates
+        parts = candidates.unflatten(-1, (self._config.action_repeat, -1))
         if len(self.active) == len(self._problems.rng):
+            parts.copy_(noise.unsqueeze(-2).expand_as(parts))
             candidates.mul_(self.std.unsqueeze(1)).add_(self.mean.unsqueeze(1))
         else:
             rows = self.active
+            parts[rows] = noise[rows].unsqueeze(-2).expand_as(parts[rows])
             candidates[rows] = candidates[rows] * self.std[rows].unsqueeze(1) + self.mean[rows].unsqueeze(1)
-        candidates[:, 0] = self.mean
+        # Only the active: what a stopped problem is scored on again must be what it was scored on before.
+        candidates[self.active, 0] = self.mean[self.active]
         if iteration == 0 and self._kept is not None and self._config.num_samples > 1:
             candidates[:, 1] = self._kept
         return self._problems.clamp_(candidates)

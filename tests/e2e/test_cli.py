@@ -84,9 +84,8 @@ def test_examples_of_the_help_compose(call: Call) -> None:
     for entry in COMMANDS.values():
         for line in entry.examples:
             argv = line.split()[1:]
-            if "-m" not in argv:
-                reply = call(*argv, *([] if "--dry-run" in argv else ["--dry-run"]))
-                assert reply.status == 0, (line, reply.err)
+            reply = call(*argv, *([] if "--dry-run" in argv else ["--dry-run"]))
+            assert reply.status == 0, (line, reply.err)
     assert "worldmodel plan" in help_text()
 
 
@@ -141,6 +140,14 @@ def test_multirun_gives_one_record_per_combination(call: Call) -> None:
     records = json.loads(reply.out)
     assert [record["frames"] for record in records] == [4, 4]
     assert [Path(record["path"]).name for record in records] == ["Nonereach.h5", "Nonepush.h5"]
+
+
+def test_a_dry_multirun_shows_every_combination_and_does_nothing(call: Call, tmp_path: Path) -> None:
+    reply = call("train", "-m", "data=x.h5", "latent=compact,patch", "--dry-run", "--json")
+    assert reply.status == 0, reply.err
+    assert [config["latent"] for config in json.loads(reply.out)] == ["compact", "patch"]
+    assert "latent: patch" in call("train", "-m", "data=x.h5", "latent=compact,patch", "--dry-run").out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_each_iteration_is_fitted_to_the_elites_of_the_last(momentum: float) -> 
     planner = replace(SMALL, momentum=momentum)
     plan = planner.plan(recorder, LOW, HIGH, rng=streams(2))
     half = (HIGH - LOW) / 2
-    mean, std = torch.zeros(2, 3, 2), (0.5 * half).expand(2, 3, 2)
+    mean, std = torch.zeros(2, 3, 2), (SMALL.init_std * half).expand(2, 3, 2)
     noise = [torch.Generator().manual_seed(seed) for seed in range(2)]
     for candidates, cost in zip(recorder.candidates, recorder.costs, strict=True):
         drawn = torch.stack([torch.empty(24, 3, 2).normal_(generator=stream) for stream in noise])
