@@ -158,12 +158,19 @@ def _dry_run(config: RunConfig, request: Request) -> int:
 def _multirun(request: Request, state: _State) -> int:
     """One run per combination of the listed values; their records end up in one list."""
     from worldmodel.commands.run import default_folder
-    from worldmodel.config import load, sweep
+    from worldmodel.config import combinations, sweep
 
     assert request.command is not None
     own = [line for line in request.overrides if not line.startswith("run_dir=")]
     given = [line.removeprefix("run_dir=") for line in request.overrides if line.startswith("run_dir=")]
     folder = Path(given[-1]) if given else default_folder(f"{request.command}-multirun")
+    configs = combinations(request.command, own)
+    if "--dry-run" in request.flags:
+        for config in [] if "--json" in request.flags else configs:
+            _dry_run(config, request)
+        if "--json" in request.flags:
+            _write_json([config.resolved for config in configs])
+        return 0
     statuses = []
 
     def job(config: RunConfig, job_folder: Path) -> None:
@@ -173,10 +180,9 @@ def _multirun(request: Request, state: _State) -> int:
         if "--json" not in request.flags:
             _present(outcome, request)
 
-    load(request.command, [])
     sweep(request.command, own, job, folder)
     if "--json" in request.flags:
-        files = sorted(folder.glob(f"*/{_RECORD_FILE}"), key=lambda path: int(path.parent.name))
+        files = [folder / str(number) / _RECORD_FILE for number in range(len(configs))]
         _write_json([json.loads(path.read_text(encoding="utf-8")) for path in files])
     return max(statuses, default=0)
 

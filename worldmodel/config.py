@@ -89,8 +89,22 @@ def load(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         base = _composed(name, groups)
         lines = [_checked_line(item, base, name) for item in values]
-        config = _composed(name, [*groups, *lines])
+        config = _composed(name, [*groups, *lines]) if lines else base
     return from_composed(name, config)
+
+
+def combinations(name: str, overrides: Sequence[str]) -> list[RunConfig]:
+    """Configuration of every combination of the listed values (`a=1,2`), each checked as by `load`.
+
+    Raises:
+        ConfigError: As for `load`.
+    """
+    own = [line for line in overrides if not line.lstrip("+").startswith(("hydra.", "hydra/"))]
+    try:
+        batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(own)), None)
+    except HydraException as error:
+        raise ConfigError(f"cannot read the overrides {' '.join(own)}: {_first_line(error)}") from error
+    return [load(name, combination) for combination in batches[0]]
 
 
 def sweep(name: str, overrides: Sequence[str], job: Callable[[RunConfig, Path], None], folder: Path) -> None:
@@ -107,14 +121,7 @@ def sweep(name: str, overrides: Sequence[str], job: Callable[[RunConfig, Path], 
     Raises:
         ConfigError: As for `load`.
     """
-    register_schemas(name)
-    own = [line for line in overrides if not line.lstrip("+").startswith(("hydra.", "hydra/"))]
-    try:
-        batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(own)), None)
-    except HydraException as error:
-        raise ConfigError(f"cannot read the overrides {' '.join(own)}: {_first_line(error)}") from error
-    for combination in batches[0]:
-        load(name, combination)
+    combinations(name, overrides)
 
     def task(config: DictConfig) -> None:
         job(from_composed(name, config), Path(HydraConfig.get().runtime.output_dir))
