@@ -77,7 +77,7 @@ class Task:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Task:
         """Inverse of `to_dict`."""
-        look = {k: tuple(v) if isinstance(v, list) else v for k, v in record["appearance"].items()}
+        look: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["appearance"].items()}
         return cls(
             env_id=record["env_id"],
             start=np.asarray(record["start"], dtype=np.float64),

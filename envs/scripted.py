@@ -180,7 +180,8 @@ def push_towards(table: TabletopEnv, goal: Array) -> Action:
     lateral = float(relative @ across)
     is_low = gripper[2] < PUSH_HEIGHT_M + 0.025
     if is_low and relative @ along < -OBJECT_HALF_M * 0.8 and abs(lateral) < 0.02:
-        advance = min(MAX_STEP_M, 0.6 * distance + 0.004 + max(0.0, -relative @ along - CONTACT_GAP_M - 0.012))
+        to_contact = max(0.0, -float(relative @ along) - CONTACT_GAP_M - 0.012)
+        advance = min(MAX_STEP_M, 0.6 * distance + 0.004 + to_contact)
         step = along * advance - across * lateral
         return move_towards(table, np.append(gripper[:2] + step, PUSH_HEIGHT_M))
     behind = cube[:2] - along * (CONTACT_GAP_M + 0.022)

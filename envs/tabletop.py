@@ -57,7 +57,7 @@ class TabletopEnv(GoalEnv):
         render_mode: None or "rgb_array" (Gymnasium's `render()` then returns a 256 px picture).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}  # type: ignore[misc]
     max_steps: ClassVar[int] = 60
     privileged_names: ClassVar[tuple[str, ...]] = (
         "gripper_x",
@@ -91,7 +91,7 @@ class TabletopEnv(GoalEnv):
         self._ids()
         self._default_camera = self._model.cam_pos[self._camera_id].copy()
         self._default_light = self._model.light_diffuse[0].copy()
-        self.observation_space = gymnasium.spaces.Dict(
+        self.observation_space: gymnasium.spaces.Space[Any] = gymnasium.spaces.Dict(
             {
                 "pixels": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
                 "proprio": gymnasium.spaces.Box(-2.0, 2.0, (4,), np.float32),
@@ -135,7 +135,7 @@ class TabletopEnv(GoalEnv):
             raise SimulationError("the simulation diverged (non-finite positions); reset the environment")
         return self._observe(), -self.goal_distance(), False, self._num_steps >= self.max_steps, self._info()
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """Picture (256, 256, 3) of the current state.
 
         Raises:

@@ -49,7 +49,7 @@ class ManifestConfig:
     out: str | None = None
     run_dir: str = "outputs/manifest"
     oracle: Planner = field(
-        default_factory=lambda: CEM(num_samples=24, num_elites=4, num_iterations=2, action_repeat=3)
+        default_factory=lambda: CEM(num_samples=16, num_elites=4, num_iterations=2, horizon=4, action_repeat=3)
     )
     oracle_action_block: int = 3
 
