@@ -59,8 +59,8 @@ STAGES: dict[str, Callable[[Any, Run], Outcome]] = {
 
 def run(settings: Settings, run: Run) -> Outcome:
     """Run the stages that are not done yet, then show minutes and results."""
-    for stage in (settings.evaluate_reach, settings.evaluate_push):
-        _check_manifest(stage)
+    for evaluation in (settings.evaluate_reach, settings.evaluate_push):
+        _check_manifest(evaluation)
     book = _StageBook(run.folder / STAGES_FILE)
     for name in STAGES:
         book.check(name, getattr(settings, name))
