@@ -6,8 +6,8 @@ baseline for agents that see pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ Action = NDArray[np.float32]
 TRAVEL_HEIGHT_M = 0.105
 """Gripper height at which the fingers pass above the block, metres."""
 _TOLERANCE_M = 0.012
+_BLOCK_PLAY = {"wander": 0.5, "push": 0.2, "free": 0.1, "noise": 0.2}
+_FREE_PLAY = {"wander": 0.2, "push": 0.1, "free": 0.5, "noise": 0.2}
 
 
 class Policy(Protocol):
@@ -65,11 +67,12 @@ def expert(env_name: str, *, noise_std: float = 0.0, rng: np.random.Generator | 
 def play(env_name: str, rng: np.random.Generator) -> Policy:
     """Exploratory play: wandering near the block, pushes to random places, free moves, correlated noise.
 
+    Where goals lie anywhere in the workspace (Reach), half of the time goes into free moves through all of it.
+
     Raises:
         ConfigError: The environment is not one of the tabletop family.
     """
-    expert(env_name)
-    return Play(rng)
+    return Play(rng, shares=_FREE_PLAY if isinstance(expert(env_name), ReachExpert) else _BLOCK_PLAY)
 
 
 class ReachExpert:
@@ -108,20 +111,25 @@ class Noisy:
 class Play:
     """Switches between short random behaviours, each with smooth noise on top.
 
-    Most of it wanders near the block without aiming at it: near misses are what teaches a predictor that a block
-    moves only when it is touched. Play that always pushes teaches it that blocks follow the gripper.
+    "wander" stays near the block without aiming at it: near misses are what teaches a predictor that a block moves
+    only when it is touched. Play that always pushes teaches it that blocks follow the gripper. "free" goes anywhere in
+    the workspace at every speed, down to the small corrections that holding a place needs.
+
+    Args:
+        rng: Stream of every choice.
+        shares: Probability of each kind of behaviour: "wander", "push", "free" and "noise".
     """
 
-    _KINDS: ClassVar[dict[str, float]] = {"wander": 0.5, "push": 0.2, "free": 0.1, "noise": 0.2}
-
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, shares: Mapping[str, float]) -> None:
         self._rng = rng
+        self._shares = dict(shares)
         self._left = 0
         self._kind = "free"
         self._target = np.zeros(3)
         self._noise = np.zeros(4)
         self._opening = 0.0
         self._speed = 1.0
+        self._jitter = 0.35
 
     def act(self, env: GoalEnv) -> Action:
         """See `Policy`."""
@@ -137,16 +145,18 @@ class Play:
             # Gently towards pushing height, where contacts happen.
             action[2] = 0.5 * self._noise[2] - 8.0 * (table.gripper_position()[2] - 0.04)
         else:
-            action = self._speed * move_towards(table, self._target) + 0.35 * self._noise
+            action = self._speed * move_towards(table, self._target) + self._jitter * self._noise
         action[3] = 20.0 * (self._opening - table.opening()) + 0.2 * self._noise[3]
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def _choose(self, table: TabletopEnv) -> None:
         rng = self._rng
         cube, _ = table.object_pose()
-        self._kind = str(rng.choice(list(self._KINDS), p=list(self._KINDS.values())))
+        self._kind = str(rng.choice(list(self._shares), p=list(self._shares.values())))
         self._left = int(rng.integers(4, 10) if self._kind == "wander" else rng.integers(8, 20))
-        self._speed = float(rng.uniform(0.4, 1.0))
+        is_free = self._kind == "free"
+        self._speed = float(rng.uniform(0.1 if is_free else 0.4, 1.0))
+        self._jitter = float(rng.uniform(0.05, 0.35)) if is_free else 0.35
         self._target = rng.uniform(WORKSPACE_LOW, WORKSPACE_HIGH)
         if self._kind == "push":
             self._target[:2] = rng.uniform(WORKSPACE_LOW[:2] + 0.05, WORKSPACE_HIGH[:2] - 0.05)

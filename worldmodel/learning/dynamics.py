@@ -51,8 +51,8 @@ class LossWeights:
         straightening: One minus the cosine between consecutive latent displacements.
     """
 
-    rollout: float = 1.0
-    one_step: float = 1.0
+    rollout: float = 4.0
+    one_step: float = 2.0
     inverse_dynamics: float = 1.0
     sigreg: float = 0.1
     proprio: float = 0.5
