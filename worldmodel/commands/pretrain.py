@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
@@ -89,8 +90,7 @@ class Monitor:
 
     def __init__(self, dataset: EpisodeDataset, task: VJEPATask) -> None:
         self._task = task
-        stride = max(1, dataset.num_frames // PROBE_FRAMES)
-        self._frames = np.arange(0, dataset.num_frames, stride)
+        self._frames = probe_frames(dataset.num_frames)
         self._episodes = np.searchsorted(dataset.index.start, self._frames, side="right") - 1
         index = dataset.index
         some = np.linspace(0, len(dataset) - 1, min(len(dataset), _HEALTH_CLIPS)).astype(np.int64)
@@ -132,6 +132,14 @@ def run(settings: Settings, run: Run) -> Outcome:
         "metrics": numbers_of(report),
     }
     return Outcome(record=record, report=(_table(report), f"encoder: {out} ({record['minutes']} minutes)"))
+
+
+def probe_frames(num_frames: int) -> NDArray[np.int64]:
+    """Up to `PROBE_FRAMES` of the frames of a file, sorted.
+
+    Drawn, not every k-th one: k may be the length of an episode, and then only first frames would be looked at.
+    """
+    return np.sort(np.random.default_rng(0).permutation(num_frames)[:PROBE_FRAMES])
 
 
 def backgrounds(dataset: EpisodeDataset) -> Tensor:
