@@ -84,7 +84,7 @@ COMMANDS: dict[str, Command] = {
         keys=(
             ("env=push", "environment: reach, push or a registered id"),
             ("checkpoint=shipped", "trained model: the one in the package, or a folder"),
-            ("task=0", "which demonstration task"),
+            ("task=3", "which demonstration task; any number, the default is one that the shipped model solves"),
             ("planner=cem", "planner.num_samples=300 planner.horizon=5 ..."),
         ),
         examples=(

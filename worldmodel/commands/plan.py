@@ -28,7 +28,7 @@ class Settings(RunSettings):
 
     env: str = "push"
     checkpoint: str = "shipped"
-    task: int = 0
+    task: int = 3
     planner: Planner | None = None
     objective: Objective | None = None
     replan_every: int = 1
