@@ -14,6 +14,9 @@ from worldmodel.errors import ConfigError
 
 Array = NDArray[np.float64]
 
+_NEW_COLOUR = 0.3  # distance in RGB from the trained colour, of a largest possible 1.7
+_CONTRAST = 0.4  # of the object to the table it lies on
+
 
 @dataclass(frozen=True, kw_only=True)
 class Appearance:
@@ -44,6 +47,21 @@ class Appearance:
             value = getattr(self, name)
             if len(value) != 3 or not all(0 <= channel <= 1 for channel in value):
                 raise ConfigError(f"{name} must be three numbers in [0, 1], got {value}")
+
+    @classmethod
+    def new_colours(cls, rng: np.random.Generator) -> Appearance:
+        """A look whose object, table and arm differ in colour from the trained ones, and the object from the table.
+
+        Args:
+            rng: Stream of the colours.
+        """
+        trained = cls()
+        while True:
+            rgb = rng.uniform(0.1, 0.95, size=(3, 3))
+            before = np.array([trained.object_rgb, trained.table_rgb, trained.arm_rgb])
+            if np.linalg.norm(rgb - before, axis=1).min() > _NEW_COLOUR and np.linalg.norm(rgb[0] - rgb[1]) > _CONTRAST:
+                objects, table, arm = (tuple(float(channel) for channel in row) for row in rgb)
+                return cls(object_rgb=objects, table_rgb=table, arm_rgb=arm)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

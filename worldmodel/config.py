@@ -40,14 +40,21 @@ _OPTIONS = {
     "encoder": {
         "pretrained": "worldmodel.commands.train:PretrainedEncoder",
         "vit": "worldmodel.models.vit:ViTConfig",
-        "timm": "worldmodel.models.encoders:TimmEncoderConfig",
+        "timm": "worldmodel.models.frozen_encoders:TimmEncoderConfig",
+        "pixels": "worldmodel.models.frozen_encoders:PatchEncoderConfig",
+        "conv": "worldmodel.models.frozen_encoders:ConvEncoderConfig",
     },
     "objective": {
         "goal_distance": "worldmodel.control.objectives:GoalDistance",
         "steps_to_goal": "worldmodel.control.objectives:StepsToGoal",
     },
     "planner": {"cem": "worldmodel.planners:CEM"},
-    "target": {"vjepa": "worldmodel.learning.vjepa:VJEPAConfig"},
+    "target": {
+        "ema": "worldmodel.learning.vjepa:VJEPAConfig",
+        "teacher": "worldmodel.learning.teacher:TeacherConfig",
+        "online": "worldmodel.learning.online:OnlineConfig",
+        "pixels": "worldmodel.learning.pixels:PixelsConfig",
+    },
 }
 
 

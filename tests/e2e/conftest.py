@@ -12,7 +12,7 @@ from worldmodel.envs import make_env
 from worldmodel.evaluation.manifest import build_manifest
 from worldmodel.models.action_predictor import ResidualMLPConfig, ResidualMLPPredictor
 from worldmodel.models.checkpoint import save_checkpoint
-from worldmodel.models.encoders import build_encoder
+from worldmodel.models.frozen_encoders import build_encoder
 from worldmodel.models.latent_head import CompactHead, CompactHeadConfig
 from worldmodel.models.vit import ViTConfig
 from worldmodel.models.world_model import ModelSpec, WorldModel

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldmodel.models.encoders import Encoder, TimmEncoderConfig, build_encoder
+from worldmodel.models.encoders import Encoder
+from worldmodel.models.frozen_encoders import ConvEncoderConfig, PatchEncoderConfig, TimmEncoderConfig, build_encoder
 from worldmodel.models.vit import ViTConfig
 
 ENCODERS: dict[str, Encoder] = {
@@ -23,6 +24,8 @@ ENCODERS: dict[str, Encoder] = {
             taps=(0, 1),
         )
     ),
+    "pixels": build_encoder(PatchEncoderConfig(image_size=16, patch_size=8)),
+    "conv": build_encoder(ConvEncoderConfig(image_size=16, widths=(8, 12))),
     "timm": build_encoder(TimmEncoderConfig(name="resnet10t", image_size=16)),
 }
 

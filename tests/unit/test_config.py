@@ -103,8 +103,8 @@ def test_every_preset_composes_and_builds(preset: str) -> None:
 def test_the_small_target_is_the_library_recipe() -> None:
     from worldmodel.learning.vjepa import VJEPAConfig
 
-    assert load("pretrain", ["data=x.h5", "target=vjepa_small"]).settings.target == VJEPAConfig.repaired()
-    assert load("pretrain", ["data=x.h5", "target=vjepa"]).settings.target == VJEPAConfig()
+    assert load("pretrain", ["data=x.h5", "target=ema_repaired"]).settings.target == VJEPAConfig.repaired()
+    assert load("pretrain", ["data=x.h5", "target=ema"]).settings.target == VJEPAConfig()
 
 
 @pytest.mark.parametrize(

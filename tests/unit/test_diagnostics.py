@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 
 from worldmodel.errors import DataError
 from worldmodel.learning.diagnostics import (
     Health,
+    Verdict,
     channel_std,
     cross_sample_gap,
     describe,
+    diagnose,
     effective_rank,
     frame_health,
-    health_check,
     positional_share,
+    relative_error,
     task_health,
     temporal_share,
 )
-from worldmodel.learning.vjepa import VJEPAConfig, VJEPATask
+from worldmodel.learning.online import OnlineConfig
+from worldmodel.learning.pixels import PixelsConfig
+from worldmodel.learning.targets import TargetConfig, build_task
+from worldmodel.learning.teacher import TeacherConfig
+from worldmodel.learning.vjepa import VJEPAConfig
 from worldmodel.models.encoders import VideoViT
 from worldmodel.models.masked_predictor import MaskedPredictorConfig
 from worldmodel.models.vit import ViTConfig
@@ -59,44 +67,94 @@ def test_the_gap_sees_whether_predictions_know_their_clip() -> None:
     assert cross_sample_gap(target.mean(dim=0, keepdim=True).expand(16, -1, -1), target) == pytest.approx(0, abs=1e-5)
 
 
-def test_warnings_name_the_kind_of_collapse() -> None:
-    def warn(**changes: float) -> str:
-        healthy = {"positional_share": 0.5, "temporal_share": 0.3, "effective_rank": 20.0, "channel_std": 0.5}
-        return " ".join(Health(**{**healthy, **changes}).warnings())
-
-    assert warn() == ""
-    assert "positional" in warn(positional_share=0.99)
-    assert "slow" in warn(temporal_share=0.01)
-    assert "dimensional" in warn(effective_rank=1.5)
-    assert "ignore the clip" in warn(cross_sample_gap=0.01)
+def test_movers_are_judged_apart() -> None:
+    features = noise(200, 1, 9, 5).expand(-1, 6, -1, -1).clone()
+    features[:, :, :3] += noise(200, 6, 3, 5, seed=1)
+    moving = torch.zeros(200, 6, 9, dtype=torch.bool)
+    moving[:, :, :3] = True
+    assert temporal_share(features, moving) == pytest.approx(0.5 * 5 / 6, abs=0.03)
+    assert temporal_share(features, ~moving) == pytest.approx(0.0, abs=1e-6)
+    assert describe(features, moving).mover_temporal_share == pytest.approx(temporal_share(features, moving))
 
 
-def test_a_task_and_an_encoder_can_be_checked_without_touching_them() -> None:
-    task = VJEPATask(ENCODER, VJEPAConfig(predictor=MaskedPredictorConfig(embed_dim=12, depth=1, num_heads=2)))
-    pixels = torch.randint(0, 256, (6, 4, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+def test_the_relative_error_of_the_mean_is_one() -> None:
+    target = noise(50, 9, 5)
+    chosen = torch.arange(9).expand(50, -1) < 4
+    assert relative_error(target.mean(dim=0).expand(50, -1, -1), target, chosen) == pytest.approx(1.0)
+    assert relative_error(target, target, chosen) == 0.0
+    assert relative_error(target, target, torch.zeros_like(chosen)) is None
+
+
+RANDOM = Health(
+    positional_share=0.75, temporal_share=0.64, effective_rank=10, channel_std=0.38, mover_temporal_share=0.7
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "done", "verdict"),
+    [
+        ({}, 0.1, Verdict.HEALTHY),
+        ({}, 1.0, Verdict.HEALTHY),
+        ({"positional_share": 0.97}, 0.1, Verdict.POSITIONAL),
+        ({"mover_temporal_share": 0.05}, 0.1, Verdict.SLOW),
+        ({"effective_rank": 1.2}, 0.1, Verdict.DIMENSIONAL),
+        ({"channel_std": 0.01}, 0.1, Verdict.DIMENSIONAL),
+        ({"cross_sample_gap": 0.02}, 0.1, Verdict.HEALTHY),
+        ({"cross_sample_gap": 0.02}, 0.2, Verdict.UNDER_TRAINED),
+        ({"mover_loss": 1.1}, 0.5, Verdict.UNDER_TRAINED),
+    ],
+)
+def test_each_kind_of_failure_has_its_verdict(changes: dict[str, float], done: float, verdict: Verdict) -> None:
+    healthy = Health(
+        positional_share=0.5,
+        temporal_share=0.6,
+        effective_rank=12,
+        channel_std=0.5,
+        mover_temporal_share=0.7,
+        cross_sample_gap=0.4,
+        mover_loss=0.6,
+        static_loss=0.7,
+    )
+    diagnosis = diagnose(replace(healthy, **changes), RANDOM, done=done)
+    assert diagnosis.verdict == verdict
+    assert diagnosis.line.startswith(verdict.value + ": ")
+    assert "\n" not in diagnosis.line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    pixels: torch.Tensor
+    episode: torch.Tensor
+
+
+def clips(batch: int) -> Clips:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (batch, 4, 16, 16, 3), generator=generator, dtype=torch.uint8)
+    return Clips(pixels=pixels, episode=torch.zeros(batch, dtype=torch.long))
+
+
+PREDICTOR = MaskedPredictorConfig(embed_dim=12, depth=1, num_heads=2)
+TARGETS = [
+    VJEPAConfig(predictor=PREDICTOR),
+    PixelsConfig(predictor=PREDICTOR),
+    TeacherConfig(predictor=PREDICTOR),
+    OnlineConfig(predictor=PREDICTOR, target_dim=8, hidden_dim=16),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: type(target).__name__)
+def test_every_task_can_be_checked_again_without_touching_it(target: TargetConfig) -> None:
+    task = build_task(ENCODER, target, teacher=VideoViT(ENCODER, seed=5))
     before = {name: value.clone() for name, value in task.state_dict().items()}
-    health = task_health(task, pixels, torch.Generator().manual_seed(1))
+    batch = clips(6)
+    health = task_health(task, batch, batch, torch.Generator().manual_seed(1))
     assert task.training
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
-    assert health.to_dict("clip_").keys() == {
-        "clip_positional_share",
-        "clip_temporal_share",
-        "clip_effective_rank",
-        "clip_channel_std",
-        "clip_cross_sample_gap",
-    }
-    single = frame_health(VideoViT(ENCODER), pixels)
+    assert health == task_health(task, batch, batch, torch.Generator().manual_seed(1))
+    assert health.to_dict("h_").keys() >= {"h_positional_share", "h_cross_sample_gap", "h_mover_loss"}
+    single = frame_health(VideoViT(ENCODER), batch.pixels)
     assert "cross_sample_gap" not in single.to_dict()
     assert 0 <= single.positional_share <= 1
-
-
-def test_the_evaluation_of_a_run_repeats_itself() -> None:
-    task = VJEPATask(ENCODER, VJEPAConfig(predictor=MaskedPredictorConfig(embed_dim=12, depth=1, num_heads=2)))
-    pixels = torch.randint(0, 256, (4, 4, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    evaluate = health_check(task, pixels)
-    first = evaluate(10)
-    assert first == evaluate(20)
-    assert {"clip_cross_sample_gap", "frame_positional_share"} <= first.keys()
 
 
 def test_one_clip_is_not_enough() -> None:

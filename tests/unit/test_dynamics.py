@@ -12,7 +12,7 @@ from worldmodel.learning.open_loop import open_loop_report
 from worldmodel.learning.sigreg import expected_at_gaussian, sigreg
 from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig
-from worldmodel.models.encoders import build_encoder
+from worldmodel.models.frozen_encoders import build_encoder
 from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig
 from worldmodel.models.vit import ViTConfig
 from worldmodel.models.world_model import ModelSpec

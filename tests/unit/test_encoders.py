@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from worldmodel.errors import CheckpointError, ConfigError, DataError
-from worldmodel.models.encoders import TimmEncoder, TimmEncoderConfig, VideoViT, build_encoder
+from worldmodel.models.encoders import VideoViT
+from worldmodel.models.frozen_encoders import (
+    ConvEncoderConfig,
+    PatchEncoderConfig,
+    TimmEncoder,
+    TimmEncoderConfig,
+    build_encoder,
+)
 from worldmodel.models.vit import ViTConfig, gather_tokens
 
 TINY = {"image_size": 16, "patch_size": 8, "num_frames": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -101,6 +109,42 @@ def test_wrong_frames_are_refused(pixels: torch.Tensor) -> None:
 def test_wrong_clips_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="num_frames=4"):
         VideoViT(ViTConfig(**TINY))(torch.zeros(shape))
+
+
+def test_patches_are_the_pixels_themselves() -> None:
+    encoder = build_encoder(PatchEncoderConfig(image_size=16, patch_size=8))
+    pixels = clip(frames=2)
+    tokens = encoder.encode_frames(pixels)
+    assert tokens.shape == (len(pixels), 2, 4, 192)
+    lower_left = pixels[:, :, 8:, :8].float() / 127.5 - 1
+    assert torch.allclose(tokens[:, :, 2].sort().values, lower_left.flatten(2).sort().values)
+
+
+def test_a_random_conv_net_is_decided_by_its_seed_and_keeps_places_apart() -> None:
+    config = ConvEncoderConfig(image_size=16, widths=(8, 12))
+    first, again, other = (build_encoder(config, seed=seed).encode_frames(clip()) for seed in (1, 1, 2))
+    assert first.shape[2:] == (16, 12)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+    changed = clip()
+    changed[:, :, :2, :2] = 255 - changed[:, :, :2, :2]
+    moved = (build_encoder(config, seed=1).encode_frames(changed) - first).abs().amax(dim=(0, 1, 3)).view(4, 4)
+    assert moved[0, 0] > 0
+    assert torch.all(moved[2:] == 0)
+    assert torch.all(moved[:, 2:] == 0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PatchEncoderConfig(image_size=20, patch_size=8),
+        lambda: ConvEncoderConfig(image_size=20),
+        lambda: ConvEncoderConfig(widths=()),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(ConfigError, match="image_size"):
+        make()
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])

@@ -56,6 +56,22 @@ def test_a_longer_manifest_starts_with_the_same_tasks(env: PushEnv, manifest: Ma
     assert longer.hash != manifest.hash
 
 
+def test_new_colours_change_the_look_and_nothing_else(env: PushEnv, manifest: Manifest) -> None:
+    recoloured = build_manifest(env, episodes=4, seed=3, looks="new_colours")
+    assert recoloured.seeds == manifest.seeds
+    assert recoloured.hash != manifest.hash
+    looks = [task.appearance for task in recoloured.tasks]
+    assert len({look.object_rgb for look in looks}) == 4
+    trained = Appearance()
+    for look, task, original in zip(looks, recoloured.tasks, manifest.tasks, strict=True):
+        np.testing.assert_array_equal(task.start, original.start)
+        np.testing.assert_array_equal(task.goal, original.goal)
+        for name in ("object_rgb", "table_rgb", "arm_rgb"):
+            assert np.linalg.norm(np.subtract(getattr(look, name), getattr(trained, name))) > 0.3
+    with pytest.raises(ConfigError, match="did you mean 'new_colours'"):
+        build_manifest(env, episodes=1, looks="new_colors")
+
+
 @pytest.mark.parametrize("suffix", [".json", ".json.gz"])
 def test_saving_and_loading_keeps_everything(tmp_path: Path, manifest: Manifest, suffix: str) -> None:
     full = manifest.with_baselines({"noop": Baseline(rows=tuple(map(_row, range(4))), budget={"horizon": 5})})

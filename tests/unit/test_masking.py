@@ -19,14 +19,27 @@ def stream(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("changes", [{}, {"temporal_scale": 0.5}, {"max_target_tokens": 5, "future_fraction": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"temporal_scale": 0.5},
+        {"max_target_tokens": 5, "future_fraction": 0.5},
+        {"kind": "tube"},
+        {"kind": "tube", "tube_fraction": 0.5, "max_target_tokens": 7},
+        {"kind": "momentary"},
+        {"kind": "future"},
+        {"kind": "motion"},
+    ],
+)
 def test_visible_and_target_tokens_are_disjoint_ids_of_fixed_number(
     grid: tuple[int, int, int], changes: dict[str, Any]
 ) -> None:
     config = MaskConfig(**changes)
     counts = token_counts(config, grid)
     for seed in range(5):
-        masks = sample_masks(config, grid, 6, stream(seed))
+        motion = torch.rand(6, math.prod(grid), generator=stream(seed))
+        masks = sample_masks(config, grid, 6, stream(seed), motion=motion)
         assert [(keep.shape[1], target.shape[1]) for keep, target in masks] == counts
         for keep, target in masks:
             for row in torch.cat((keep, target), dim=1):
@@ -60,6 +73,47 @@ def test_one_block_has_the_size_it_was_asked_for() -> None:
         t, y, x = row // 64, row % 64 // 8, row % 8
         for axis, extent in ((t, 2), (y, 4), (x, 4)):
             assert int(axis.max() - axis.min()) + 1 == extent
+
+
+def test_tubes_hide_places_for_the_whole_clip() -> None:
+    for keep, target in sample_masks(MaskConfig(kind="tube"), (4, 8, 8), 8, stream()):
+        assert (keep.shape[1], target.shape[1]) == (4 * 6, 4 * 58)
+        for visible, hidden in zip(keep % 64, target % 64, strict=True):
+            assert not set(visible.tolist()) & set(hidden.tolist())
+
+
+def test_momentary_blocks_leave_the_place_visible_at_another_moment() -> None:
+    """What makes them easy: the hidden patch can be copied from the frame before."""
+    config = MaskConfig(kind="momentary", num_blocks=(2,), spatial_scale=(0.25,))
+    ((keep, target),) = sample_masks(config, (4, 8, 8), 16, stream())
+    copied = [
+        len(set(hidden.tolist()) & set(visible.tolist())) / len(set(hidden.tolist()))
+        for visible, hidden in zip(keep % 64, target % 64, strict=True)
+    ]
+    assert min(copied) == 1.0
+
+
+def test_future_kind_hides_the_second_half() -> None:
+    for keep, target in sample_masks(MaskConfig(kind="future"), (4, 8, 8), 3, stream()):
+        assert keep.max() < 128 <= target.min()
+
+
+def test_motion_masks_hide_what_moves_more_often_than_chance() -> None:
+    motion = torch.zeros(64, 4, 8, 8)
+    motion[:, :, 2:4, 5:7] = 1.0
+    motion = motion.flatten(1)
+
+    def hidden(kind: str) -> float:
+        config = MaskConfig(kind=kind, num_blocks=(2,), spatial_scale=(0.15,))
+        ((_, target),) = sample_masks(config, (4, 8, 8), 64, stream(), motion=motion)
+        return float(motion.gather(1, target).sum() / motion.sum())
+
+    assert hidden("motion") > hidden("blocks") + 0.25
+
+
+def test_motion_masks_need_motion() -> None:
+    with pytest.raises(ConfigError, match="need to know what moves"):
+        sample_masks(MaskConfig(kind="motion"), (4, 8, 8), 2, stream())
 
 
 def test_late_frames_are_kept_as_often_as_early_ones() -> None:
@@ -123,6 +177,8 @@ def test_distance_to_the_nearest_target() -> None:
         ({"aspect_min": 2.0}, "aspect_min"),
         ({"future_fraction": 1.1}, "future_fraction"),
         ({"share": 0}, "share"),
+        ({"kind": "holes"}, "kind"),
+        ({"tube_fraction": 1.0}, "tube_fraction"),
         ({"reject": 1.0}, "reject"),
     ],
 )

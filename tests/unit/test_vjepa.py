@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.learning.fit import FitConfig, fit
+from worldmodel.learning.masked import TargetStatistics
 from worldmodel.learning.masking import MaskConfig, sample_masks
-from worldmodel.learning.vjepa import TargetStatistics, VJEPAConfig, VJEPATask
+from worldmodel.learning.vjepa import VJEPAConfig, VJEPATask
 from worldmodel.models.masked_predictor import MaskedPredictor, MaskedPredictorConfig
 from worldmodel.models.vit import ViTConfig, gather_tokens
 
@@ -128,8 +129,7 @@ def test_standardised_targets_reward_nothing_that_follows_from_the_place() -> No
     task, batch = make(standardise_targets=True, loss_exp=2, standardise_floor=0.0), clips(64)
     for seed in range(3):
         task(batch, stream(seed))
-    video = batch.pixels.permute(0, 1, 4, 2, 3).float() / 255
-    _, target = task.predict(video, stream())
+    _, target, _ = task.predict(batch, stream())
     assert float(target.mean(dim=0).abs().mean()) < 0.05
     assert float(target.var(dim=0).mean()) > 0.5
 
@@ -145,7 +145,7 @@ def test_motion_weight_moves_the_loss_toward_the_mover() -> None:
     losses = [loss_of(task, batch, 3) for task in (plain, heavy)]
     assert losses[0] != pytest.approx(losses[1], abs=1e-4)
     video = batch.pixels.permute(0, 1, 4, 2, 3).float() / 255
-    motion = heavy._motion(video, batch.episode)
+    motion = heavy.motion_of(batch)
     assert motion.shape == (16, 2 * 16)
     changed = (video - video.mean(dim=1, keepdim=True)).abs().amax(dim=(2,)) > 0.05
     still = F.max_pool3d(changed.float().unsqueeze(1), (2, 4, 4)).flatten(1) == 0
@@ -166,8 +166,8 @@ def test_the_background_table_shows_motion_in_still_clips() -> None:
     background = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
     background[1] = 100
     task = make(background=background, motion_weight=1.0)
-    video = torch.zeros(2, 4, 3, 16, 16)
-    motion = task._motion(video, torch.tensor([0, 1]))
+    black = Clips(pixels=torch.zeros(2, 4, 16, 16, 3, dtype=torch.uint8), episode=torch.tensor([0, 1]))
+    motion = task.motion_of(black)
     assert torch.equal(motion[0], torch.zeros(32))
     assert torch.allclose(motion[1], torch.ones(32))
     assert "background" not in task.state_dict()
@@ -176,7 +176,7 @@ def test_the_background_table_shows_motion_in_still_clips() -> None:
 def test_single_frames_are_encoded_as_at_planning_time() -> None:
     task, batch = make(single_frame_fraction=1.0), clips(4)
     video = batch.pixels.permute(0, 1, 4, 2, 3).float() / 255
-    singles, _ = task._take_apart(video, None)
+    singles = task._take_apart(task._view(batch)).video
     assert singles.shape == (8, 2, 3, 16, 16)
     assert torch.equal(singles[:, 0], singles[:, 1])
     assert torch.equal(singles[1, 0], video[0, 2])

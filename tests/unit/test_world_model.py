@@ -5,7 +5,7 @@ from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import ConfigError
 from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
-from worldmodel.models.encoders import build_encoder
+from worldmodel.models.frozen_encoders import build_encoder
 from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig, build_head
 from worldmodel.models.vit import ViTConfig
 from worldmodel.models.world_model import ModelSpec, WorldModel

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,14 @@ from worldmodel.errors import DataError
 
 Array = NDArray[np.float64]
 _CHOSEN, _SECOND, _FAN = "#b03a00", "#1f4e79", "0.70"
+_HEALTH_PANELS = (
+    (("health_positional_share",), "variance explained by place (share)"),
+    (("health_mover_temporal_share",), "variance within clips, movers (share)"),
+    (("health_effective_rank",), "effective rank"),
+    (("health_channel_std",), "std of a channel"),
+    (("health_cross_sample_gap",), "cross-sample gap (cosine)"),
+    (("health_mover_loss", "health_static_loss"), "error over that of the mean"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +139,39 @@ def metrics_figure(path: Path, keys: Sequence[str] | None = None) -> Figure:
     return figure
 
 
+def health_figure(path: Path, reference: Mapping[str, float]) -> Figure:
+    """Draw the health of a pretraining run over its steps, beside what random weights give.
+
+    Args:
+        path: `metrics.jsonl` of the run, whose evaluations hold "health_..." numbers.
+        reference: The same numbers before the first step, by the same names.
+
+    Raises:
+        DataError: The file is missing or holds no health numbers.
+    """
+    series = {key: points for key, points in _read_metrics(path).items() if key.startswith("health_")}
+    panels = [(keys, label) for keys, label in _HEALTH_PANELS if keys[0] in series]
+    if not panels:
+        raise DataError(f"{path} holds no health numbers; point to the metrics.jsonl of a pretraining run")
+    columns = min(3, len(panels))
+    figure = Figure(figsize=(4.2 * columns, 2.8 * -(-len(panels) // columns)), layout="constrained")
+    for index, (keys, label) in enumerate(panels):
+        axes = figure.add_subplot(-(-len(panels) // columns), columns, index + 1)
+        for key, color, marker in zip(keys, (_CHOSEN, _SECOND), "os", strict=False):
+            if key in series:
+                steps, values = zip(*series[key], strict=True)
+                name = key.removeprefix("health_").replace("_", " ")
+                axes.plot(steps, values, marker=marker, color=color, linewidth=1.2, markersize=3, label=name)
+            if key in reference:
+                axes.axhline(reference[key], color="0.4", linestyle="--", linewidth=1.0, label="random weights")
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel(label)
+        axes.legend(frameon=False, fontsize=8)
+        _tidy(axes)
+    figure.suptitle(_last_text(path, "diagnosis"), fontsize=10)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> Path:
     """Write a PNG; parents are created, and an interrupted run leaves no half file under this name.
 
@@ -195,6 +236,12 @@ def _tidy(axes: Axes) -> None:
     axes.ticklabel_format(useOffset=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _last_text(path: Path, key: str) -> str:
+    """The last text stored under `key`, "" without one."""
+    rows = (json.loads(line) for line in path.read_text().splitlines())
+    return next((str(value) for value in reversed([row[key] for row in rows if key in row])), "")
 
 
 def _read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:

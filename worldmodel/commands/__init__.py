@@ -55,7 +55,8 @@ COMMANDS: dict[str, Command] = {
             ("data=FILE", "episode file; it may hold several environments (collect with append=true)"),
             ("fit.steps=N", "optimiser steps; an interrupted run continues with the same run_dir"),
             ("encoder.depth=6", "architecture (encoder.embed_dim, encoder.patch_size, ...)"),
-            ("target=vjepa_small", "objective; target=vjepa is the published one"),
+            ("target=ema_repaired", "what is predicted; also ema (V-JEPA as published), teacher, online, pixels"),
+            ("target.mask.kind=blocks", "what is hidden: blocks, tube, momentary, future or motion"),
         ),
         examples=(
             "worldmodel pretrain data=outputs/push.h5 run_dir=outputs/encoder",
@@ -69,6 +70,7 @@ COMMANDS: dict[str, Command] = {
             ("data=FILE", "episode file"),
             ("encoder.path=FOLDER", "pretrained encoder; the shipped one by default"),
             ("encoder=timm", "any frozen timm backbone instead, e.g. encoder.name=resnet18 encoder.pretrained=true"),
+            ("labelled_episodes=N", "use the actions of N training episodes only"),
             ("latent=compact", "planning space: latent=compact or latent=patch"),
             ("steps=5000", "optimiser steps; an interrupted run continues with the same run_dir"),
         ),

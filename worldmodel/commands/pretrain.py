@@ -1,4 +1,4 @@
-"""`worldmodel pretrain`: V-JEPA on video alone."""
+"""`worldmodel pretrain`: an encoder from video alone, by predicting what is hidden."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
+from worldmodel.analysis.figures import health_figure, save_figure
 from worldmodel.commands.run import CHECKPOINT_LICENCE, Outcome, Run, RunSettings, numbers_of
 from worldmodel.data.clips import ClipBatch, ClipSampler
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
-from worldmodel.learning.diagnostics import frame_health
+from worldmodel.learning.diagnostics import Health, diagnose, moment_health, task_health
 from worldmodel.learning.features import encode_block
-from worldmodel.learning.fit import FitReport, fit
+from worldmodel.learning.fit import FitReport, fit, to_device
 from worldmodel.learning.fit_config import FitConfig
+from worldmodel.learning.masked import MaskedTask
 from worldmodel.learning.probes import probe
-from worldmodel.learning.vjepa import VJEPAConfig, VJEPATask
-from worldmodel.models.checkpoint import save_encoder
-from worldmodel.models.encoders import TimmEncoderConfig
+from worldmodel.learning.run_state import METRICS_NAME
+from worldmodel.learning.targets import TargetConfig, build_task, pixel_stage
+from worldmodel.learning.teacher import TeacherConfig
+from worldmodel.learning.vjepa import VJEPAConfig
+from worldmodel.models.checkpoint import load_encoder, save_encoder
+from worldmodel.models.encoders import VideoViT
+from worldmodel.models.frozen_encoders import TimmEncoderConfig
 from worldmodel.models.vit import ViTConfig
 
 PROBE_FRAMES = 4000
 _ENCODE_FRAMES = 128
-_HEALTH_CLIPS, _HEALTH_FRAMES = 64, 4
+_HEALTH_CLIPS = 64
 _BACKGROUND_STRIDE = 4  # every fourth frame gives the same median as all of them, four times as fast
 
 
@@ -41,8 +47,9 @@ class Settings(RunSettings):
     Attributes:
         data: Episode file; actions in it are not looked at.
         encoder: Architecture.
-        target: What is predicted: the V-JEPA objective.
-        fit: Optimisation.
+        target: What is predicted.
+        fit: Optimisation; `fit.eval_every` is the number of steps between health checks, 0 for 5 % of the run.
+        probe_every: Steps between ridge probes of the true quantities, which cost more; 0 leaves those at the end.
         batch_size: Clips per step.
         frame_step: Env steps between the frames of a clip.
         validation_fraction: Share of episodes left out.
@@ -51,8 +58,9 @@ class Settings(RunSettings):
 
     data: str
     encoder: ViTConfig | TimmEncoderConfig = field(default_factory=ViTConfig)
-    target: VJEPAConfig = field(default_factory=VJEPAConfig)
+    target: TargetConfig = field(default_factory=VJEPAConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    probe_every: int = 0
     batch_size: int = 32
     frame_step: int = 1
     validation_fraction: float = 0.05
@@ -79,59 +87,105 @@ class ClipSource:
 
 
 class Monitor:
-    """What the encoder in training is worth: label-free health, and ridge probes of the true quantities.
+    """What the encoder in training is worth: label-free health with a verdict, and ridge probes of the true quantities.
 
     Frames are encoded one by one, as at planning time; labels are read here and by no loss.
 
     Args:
-        dataset: Episodes, of which up to `PROBE_FRAMES` frames are looked at.
-        task: Its target encoder is judged.
+        dataset: Episodes, of which up to `PROBE_FRAMES` frames are probed.
+        held_out: Episodes that are not trained on; health is judged on them.
+        task: The run, before its first step or resumed.
+        settings: Length of the run and spacing of the probes.
     """
 
-    def __init__(self, dataset: EpisodeDataset, task: VJEPATask) -> None:
-        self._task = task
+    def __init__(
+        self, dataset: EpisodeDataset, held_out: NDArray[np.int64], task: MaskedTask, settings: Settings
+    ) -> None:
+        self._task, self._dataset = task, dataset
+        self._steps, self._probe_every = settings.fit.steps, settings.probe_every
         self._frames = probe_frames(dataset.num_frames)
         self._episodes = np.searchsorted(dataset.index.start, self._frames, side="right") - 1
-        index = dataset.index
-        some = np.linspace(0, len(dataset) - 1, min(len(dataset), _HEALTH_CLIPS)).astype(np.int64)
-        share = np.linspace(0, 1, _HEALTH_FRAMES)
-        self._clips = index.start[some, None] + (share * (index.length[some, None] - 1)).astype(np.int64)
-        self._dataset = dataset
+        encoder = task.encoder.config
+        sampler = ClipSampler(
+            dataset, held_out, num_frames=encoder.num_frames, frame_step=settings.frame_step, batch_size=1
+        )
+        count = min(len(sampler), _HEALTH_CLIPS)
+        self._clips = sampler.clips(np.linspace(0, len(sampler) - 1, count).astype(np.int64))
+        self._moments = _moments(dataset, held_out, encoder)
+        fresh = VideoViT(encoder, seed=settings.fit.seed).eval()
+        self.reference = moment_health(task, fresh, self._moments)  # also when the run was resumed
 
-    def __call__(self, step: int) -> dict[str, float]:
-        """Named numbers for metrics.jsonl; a quantity that never varies has no R2 and is left out."""
-        encoder, pixels = self._task.target_encoder, self._dataset.pixels[self._frames]
+    def __call__(self, step: int) -> dict[str, float | str]:
+        """Named numbers for metrics.jsonl and the verdict; a quantity that never varies has no R2 and is left out."""
+        device = next(self._task.parameters()).device
+        clips, moments = to_device(self._clips, device), to_device(self._moments, device)
+        health = task_health(self._task, clips, moments, torch.Generator(device).manual_seed(0))
+        diagnosis = diagnose(health, self.reference, done=step / self._steps)
+        numbers = health.to_dict("health_")
+        if step == self._steps or (self._probe_every and step % self._probe_every == 0):
+            numbers |= self._probes()
+        finite: dict[str, float | str] = {name: value for name, value in numbers.items() if math.isfinite(value)}
+        return {**finite, "status": diagnosis.verdict.value, "diagnosis": diagnosis.line}
+
+    def _probes(self) -> dict[str, float]:
+        encoder, pixels = self._task.result, self._dataset.pixels[self._frames]
         blocks = np.array_split(pixels, max(1, len(pixels) // _ENCODE_FRAMES))
         features = np.concatenate([encode_block(encoder, block) for block in blocks])
         names = self._dataset.spec.privileged_names
-        report = probe(features, self._dataset.privileged[self._frames], self._episodes, names)
-        clips = torch.from_numpy(self._dataset.pixels[self._clips]).to(next(encoder.parameters()).device)
-        numbers = {**frame_health(encoder, clips).to_dict("health_"), **report.to_dict()}
-        return {name: value for name, value in numbers.items() if math.isfinite(value)}
+        return probe(features, self._dataset.privileged[self._frames], self._episodes, names).to_dict()
+
+
+@dataclass(kw_only=True)
+class _Moments:
+    """A few far apart frames of each episode, as clips in which each is repeated over a tubelet.
+
+    Attributes:
+        pixels: (B, T, Y, X, 3) uint8.
+        episode: (B,) long.
+    """
+
+    pixels: Tensor
+    episode: Tensor
+
+
+def _moments(dataset: EpisodeDataset, ids: NDArray[np.int64], encoder: ViTConfig) -> _Moments:
+    chosen = ids[np.linspace(0, len(ids) - 1, min(len(ids), _HEALTH_CLIPS)).astype(np.int64)]
+    share = np.linspace(0, 1, encoder.num_frames // encoder.tubelet_size).repeat(encoder.tubelet_size)
+    index = dataset.index
+    frames = index.start[chosen, None] + (share * (index.length[chosen, None] - 1)).astype(np.int64)
+    return _Moments(pixels=torch.from_numpy(dataset.pixels[frames]), episode=torch.from_numpy(chosen))
 
 
 def run(settings: Settings, run: Run) -> Outcome:
-    """Pretrain and save the target encoder."""
+    """Pretrain and save the encoder."""
     if not isinstance(settings.encoder, ViTConfig):
         raise ConfigError("pretrain needs encoder=vit: timm's backbones and pretrained encoders are frozen")
     if settings.fit.run_dir is not None:
         raise ConfigError("fit.run_dir is the folder of the run itself: set run_dir instead")
     dataset = EpisodeDataset.open(settings.data)
+    kind = type(settings.target).__name__.removesuffix("Config")
     run.note(
-        f"Pretraining a V-JEPA encoder on {len(dataset)} episodes of {', '.join(dataset.env_ids)} in "
+        f"Pretraining an encoder ({kind}) on {len(dataset)} episodes of {', '.join(dataset.env_ids)} in "
         f"{settings.fit.steps} steps of {settings.batch_size} clips"
     )
     run.kept = f"the last saved step is in {run.folder}; continue with run_dir={run.folder}"
-    task, report = _fit(settings, settings.encoder, dataset, run)
+    background = backgrounds(dataset)
+    encoder = settings.encoder
+    settings, teacher, minutes = _teacher(settings, encoder, dataset, background, run)
+    task, report, monitor = _fit(settings, encoder, dataset, background, teacher, run)
     out = Path(settings.out) if settings.out is not None else run.folder / "encoder"
-    save_encoder(out, task.target_encoder.cpu(), card_of(settings, dataset, report))
+    save_encoder(out, task.result.cpu(), card_of(settings, dataset, report))
+    plot = health_figure(run.folder / METRICS_NAME, monitor.reference.to_dict("health_"))
+    picture = save_figure(plot, run.folder / "health.png")
     record = {
         "encoder": str(out),
         "steps": report.step,
-        "minutes": round(report.seconds / 60, 2),
+        "minutes": round(minutes + report.seconds / 60, 2),
+        "diagnosis": report.evaluation["diagnosis"],
         "metrics": numbers_of(report),
     }
-    return Outcome(record=record, report=(_table(report), f"encoder: {out} ({record['minutes']} minutes)"))
+    lines = (report.evaluation["diagnosis"], f"health over training: {picture}", f"encoder: {out}")
+    return Outcome(record=record, report=(_table(report, monitor.reference), *lines))
 
 
 def probe_frames(num_frames: int) -> NDArray[np.int64]:
@@ -167,18 +221,49 @@ def card_of(settings: Settings, dataset: EpisodeDataset, report: FitReport) -> d
     }
 
 
-def _table(report: FitReport) -> Table:
+def _table(report: FitReport, reference: Health) -> Table:
     table = Table(title="encoder, frames encoded one by one")
     table.add_column("what")
     table.add_column("value", justify="right")
+    table.add_column("random init", justify="right")
+    before = reference.to_dict("health_")
     for name, value in numbers_of(report).items():
-        table.add_row(name, f"{value:.3f}")
+        table.add_row(name, f"{value:.3f}", f"{before[name]:.3f}" if name in before else "")
     return table
 
 
-def _fit(settings: Settings, encoder: ViTConfig, dataset: EpisodeDataset, run: Run) -> tuple[VJEPATask, FitReport]:
+def _teacher(
+    settings: Settings, encoder: ViTConfig, dataset: EpisodeDataset, background: Tensor, run: Run
+) -> tuple[Settings, VideoViT | None, float]:
+    """The teacher a target asks for, what is left for the student, and the minutes that training the teacher took."""
+    if not isinstance(settings.target, TeacherConfig):
+        return settings, None, 0.0
+    if settings.target.path is not None:
+        teacher = load_encoder(settings.target.path)
+        if not isinstance(teacher, VideoViT):
+            raise ConfigError(f"the teacher must be a video encoder, {settings.target.path} holds another kind")
+        return settings, teacher, 0.0
+    steps = round(settings.target.steps_share * settings.fit.steps)
+    if not 0 < steps < settings.fit.steps:
+        raise ConfigError(f"target.steps_share leaves a stage without steps: {steps} of {settings.fit.steps}")
+    run.note(f"First stage: a teacher on pixels, {steps} steps")
+    first = replace(settings, target=pixel_stage(settings.target), fit=replace(settings.fit, steps=steps))
+    task, report, _ = _fit(first, encoder, dataset, background, None, replace(run, folder=run.folder / "teacher"))
+    run.note(f"Second stage: a student of the frozen teacher, {settings.fit.steps - steps} steps")
+    second = replace(settings, fit=replace(settings.fit, steps=settings.fit.steps - steps))
+    return second, task.result.cpu(), report.seconds / 60
+
+
+def _fit(
+    settings: Settings,
+    encoder: ViTConfig,
+    dataset: EpisodeDataset,
+    background: Tensor,
+    teacher: VideoViT | None,
+    run: Run,
+) -> tuple[MaskedTask, FitReport, Monitor]:
     seed = settings.fit.seed
-    train_ids, _ = dataset.split(settings.validation_fraction, seed)
+    train_ids, held_out = dataset.split(settings.validation_fraction, seed)
     sampler = ClipSampler(
         dataset,
         train_ids,
@@ -187,15 +272,9 @@ def _fit(settings: Settings, encoder: ViTConfig, dataset: EpisodeDataset, run: R
         batch_size=settings.batch_size,
         seed=seed,
     )
-    background = backgrounds(dataset) if settings.target.motion_weight > 0 else None
-    task = VJEPATask(encoder, settings.target, background=background, seed=seed)
-    config = replace(settings.fit, run_dir=str(run.folder))
-    report = fit(
-        task,
-        ClipSource(sampler),
-        config,
-        evaluate=Monitor(dataset, task),
-        progress=run.progress,
-        title="pretraining",
-    )
-    return task, report
+    task = build_task(encoder, settings.target, background=background, teacher=teacher, seed=seed)
+    spacing = settings.fit.eval_every or max(1, settings.fit.steps // 20)
+    config = replace(settings.fit, run_dir=str(run.folder), eval_every=spacing)
+    monitor = Monitor(dataset, held_out, task, settings)
+    report = fit(task, ClipSource(sampler), config, evaluate=monitor, progress=run.progress, title="pretraining")
+    return task, report, monitor

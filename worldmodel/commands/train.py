@@ -25,7 +25,8 @@ from worldmodel.learning.temporal_distance import (
     all_latents,
 )
 from worldmodel.models.checkpoint import load_encoder, save_checkpoint
-from worldmodel.models.encoders import Encoder, EncoderConfig, TimmEncoderConfig, build_encoder
+from worldmodel.models.encoders import Encoder
+from worldmodel.models.frozen_encoders import EncoderConfig, build_encoder
 from worldmodel.models.temporal_distance import TemporalDistance
 from worldmodel.models.vit import ViTConfig
 
@@ -51,7 +52,10 @@ class Settings(RunSettings, DynamicsConfig):
 
     Attributes:
         data: Episode file.
-        encoder: Where the features come from: a pretrained encoder, or a fresh one (random weights, or timm's).
+        encoder: Where the features come from: a pretrained encoder, or a fresh one (random weights, timm's, or raw
+            patches).
+        labelled_episodes: Training episodes whose actions are used, drawn by the seed; a smaller number gives a subset
+            of a larger one's. None uses all.
         cache_dir: Folder of cached features, shared between runs.
         out: Folder of the checkpoint; None means `checkpoint` in the run folder.
         eval_every: Steps between validations; 0 leaves only the one at the end.
@@ -62,7 +66,8 @@ class Settings(RunSettings, DynamicsConfig):
     """
 
     data: str
-    encoder: PretrainedEncoder | ViTConfig | TimmEncoderConfig = field(default_factory=PretrainedEncoder)
+    encoder: PretrainedEncoder | EncoderConfig = field(default_factory=PretrainedEncoder)
+    labelled_episodes: int | None = None
     cache_dir: str = "outputs/features"
     out: str | None = None
     eval_every: int = 500
@@ -111,6 +116,19 @@ def run(settings: Settings, run: Run) -> Outcome:
         "open_loop": asdict(open_loop),
     }
     return Outcome(record=record, report=(*open_loop.tables(), f"checkpoint: {out}"))
+
+
+def labelled(train_ids: NDArray[np.int64], count: int | None, seed: int) -> NDArray[np.int64]:
+    """The first `count` of the training episodes in an order drawn by the seed, sorted; all of them for None.
+
+    Raises:
+        ConfigError: There are not as many.
+    """
+    if count is None:
+        return train_ids
+    if not 1 <= count <= len(train_ids):
+        raise ConfigError(f"labelled_episodes must be in [1, {len(train_ids)}], the training episodes, got {count}")
+    return np.sort(np.random.default_rng(seed).permutation(train_ids)[:count])
 
 
 def make_encoder(config: PretrainedEncoder | EncoderConfig, seed: int) -> Encoder:
@@ -164,6 +182,7 @@ def _material(settings: Settings, dataset: EpisodeDataset, run: Run) -> _Materia
     with counted("encoding frames", run.progress) as progress:
         features = cached_features(dataset, encoder, settings.cache_dir, progress=progress)
     train_ids, val_ids = dataset.split(settings.validation_fraction, settings.seed)
+    train_ids = labelled(train_ids, settings.labelled_episodes, settings.seed)
     return _Material(
         encoder=encoder, store=FrameStore.from_dataset(dataset, features), train_ids=train_ids, val_ids=val_ids
     )

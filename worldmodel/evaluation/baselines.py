@@ -34,6 +34,7 @@ class ManifestConfig:
         batch: Episodes a process runs in lockstep; outcomes do not depend on it.
         seed: Seed of the tasks.
         split: "test", "validation" or "demo"; streams of different splits never overlap.
+        looks: "trained", or "new_colours" for colours drawn per task.
         out: Manifest file to write (.json or .json.gz); None means manifests/ENV-SPLIT.json.gz in `run_dir`.
         run_dir: Folder that records finished episodes of the baselines and continues from them.
         oracle: Planner of the oracle, the stated budget of the ceiling.
@@ -46,6 +47,7 @@ class ManifestConfig:
     batch: int = 10
     seed: int = 0
     split: str = "test"
+    looks: str = "trained"
     out: str | None = None
     run_dir: str = "outputs/manifest"
     oracle: Planner = field(
@@ -131,7 +133,9 @@ def make_manifest(config: ManifestConfig, progress: bool = True) -> Manifest:
     schedule = Schedule(episodes=config.episodes, workers=config.workers, batch=config.batch)
     env = make_env(env_id, render=False)
     try:
-        manifest = build_manifest(env, episodes=config.episodes, seed=config.seed, split=config.split)
+        manifest = build_manifest(
+            env, episodes=config.episodes, seed=config.seed, split=config.split, looks=config.looks
+        )
     finally:
         env.close()
     factories: dict[str, AgentFactory] = {

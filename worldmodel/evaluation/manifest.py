@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from worldmodel.envs import ENV_IDS, resolve_env_id
-from worldmodel.envs.base import GoalEnv, Task
+from worldmodel.envs.base import Appearance, GoalEnv, Task
 from worldmodel.errors import ConfigError, DataError, SimulationError, WorldModelError
 from worldmodel.evaluation.episodes import EpisodeResult
 
 FORMAT = 1
 SPLITS = ("test", "validation", "demo")
+LOOKS = ("trained", "new_colours")
 # Streams of manifests carry a spawn key, which plain SeedSequence([seed, episode]) (data collection) never does: numpy
 # pads the entropy before a spawn key, so no choice of seed makes a collected episode share a manifest's stream.
 _SPAWN_NAMESPACE = 0x6D61
@@ -147,18 +148,30 @@ def task_stream(split: str, seed: int, episode: int) -> np.random.SeedSequence:
     return np.random.SeedSequence([seed, episode], spawn_key=(_SPAWN_NAMESPACE, SPLITS.index(split)))
 
 
-def draw_task(env: GoalEnv, split: str, seed: int, episode: int) -> tuple[Task, int]:
+def draw_task(env: GoalEnv, split: str, seed: int, episode: int, *, looks: str = "trained") -> tuple[Task, int]:
     """Sample one held-out task and the seed agents use on it.
 
+    Args:
+        env: Environment to draw from.
+        split: One of `SPLITS`.
+        seed: Seed of the manifest.
+        episode: Index of the task.
+        looks: "trained" for the default look, "new_colours" for colours drawn per task; start and goal are the same.
+
     Raises:
-        ConfigError: As `task_stream`.
+        ConfigError: As `task_stream`, or unknown looks.
         SimulationError: No valid task was found.
     """
-    tasks, agents = task_stream(split, seed, episode).spawn(2)
-    return env.sample_task(np.random.default_rng(tasks)), int(agents.generate_state(1)[0])
+    if looks not in LOOKS:
+        raise ConfigError(f"looks must be one of {', '.join(LOOKS)}, got {looks!r}{_nearest(looks, LOOKS)}")
+    tasks, agents, colours = task_stream(split, seed, episode).spawn(3)
+    look = Appearance.new_colours(np.random.default_rng(colours)) if looks == "new_colours" else None
+    return env.sample_task(np.random.default_rng(tasks), look), int(agents.generate_state(1)[0])
 
 
-def build_manifest(env: GoalEnv, *, episodes: int, seed: int = 0, split: str = "test") -> Manifest:
+def build_manifest(
+    env: GoalEnv, *, episodes: int, seed: int = 0, split: str = "test", looks: str = "trained"
+) -> Manifest:
     """Draw a manifest without baselines, and refuse tasks that prove nothing.
 
     Args:
@@ -166,16 +179,17 @@ def build_manifest(env: GoalEnv, *, episodes: int, seed: int = 0, split: str = "
         episodes: Number of tasks, >= 1.
         seed: Seed of the manifest; a longer manifest of the same seed starts with the same tasks.
         split: One of `SPLITS`.
+        looks: One of `LOOKS`.
 
     Raises:
-        ConfigError: `episodes` is not positive, or the split is unknown.
+        ConfigError: `episodes` is not positive, or the split or the looks are unknown.
         SimulationError: A task starts solved, its goal state does not solve it, or it repeats an earlier one.
     """
     if episodes < 1:
         raise ConfigError(f"episodes must be >= 1, got {episodes}")
     tasks, seeds, seen = [], [], set()
     for episode in range(episodes):
-        task, agent = draw_task(env, split, seed, episode)
+        task, agent = draw_task(env, split, seed, episode, looks=looks)
         _check_task(env, task, episode)
         key = (task.start.tobytes(), task.goal.tobytes())
         if key in seen:

@@ -1,4 +1,4 @@
-"""Is a representation healthy? Numbers that need no labels, on clips that were not trained on.
+"""Is a representation healthy? Numbers that need no labels, on clips that were not trained on, and a verdict.
 
 The loss cannot tell: it falls in every kind of collapse. Three questions separate the kinds seen at small scale:
 do features follow from the place alone (positional collapse), are they constant within an episode (slow trap), and
@@ -7,53 +7,125 @@ does the predictor recognise its own sample (cross-sample gap). Random-init feat
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel.errors import DataError
-from worldmodel.learning.vjepa import VJEPATask
-from worldmodel.models.encoders import Encoder
+from worldmodel.learning.masked import MOVING, ClipLike, MaskedTask
+from worldmodel.models.encoders import Encoder, VideoViT
+
+TOO_EARLY = 0.2
+"""Share of a run before which a predictor that knows nothing is no news."""
 
 
 @dataclass(kw_only=True)
 class Health:
-    """Summary of features (B, T, N, D).
+    """Summary of features (B, T, N, D), and of the predictions made of them.
 
     Attributes:
         positional_share: Share of variance explained by the place alone, in [0, 1]; near 1 is positional collapse.
         temporal_share: Share of the remaining variance that is within clips, in [0, 1]; near 0 is the slow trap.
         effective_rank: exp(entropy) of the spectrum of what remains after the positional mean, in [1, D].
         channel_std: Mean standard deviation of a channel at a place.
+        mover_temporal_share: `temporal_share` of the tokens that move; None where motion is not known.
         cross_sample_gap: cos(prediction, own target) minus cos(prediction, another clip's target at the same place);
             near 0 means predictions ignore the clip. None where there is no predictor.
+        mover_loss: Squared error of predictions over that of the mean over clips, on tokens that move; 1 means nothing
+            was learned beyond the place. None where there is no predictor.
+        static_loss: The same on the others.
     """
 
     positional_share: float
     temporal_share: float
     effective_rank: float
     channel_std: float
+    mover_temporal_share: float | None = None
     cross_sample_gap: float | None = None
+    mover_loss: float | None = None
+    static_loss: float | None = None
 
     def to_dict(self, prefix: str = "") -> dict[str, float]:
         """Flat JSON-ready form without missing values."""
         return {prefix + name: value for name, value in asdict(self).items() if value is not None}
 
-    def warnings(self) -> list[str]:
-        """What looks wrong, in plain words; empty when nothing does."""
-        found = []
-        if self.positional_share > 0.95:
-            found.append(f"positional collapse: the place explains {self.positional_share:.0%} of the variance")
-        if self.temporal_share < 0.05:
-            found.append(f"slow features: only {self.temporal_share:.0%} of the variance is within clips")
-        if self.effective_rank < 4:
-            found.append(f"dimensional collapse: effective rank {self.effective_rank:.1f}")
-        if self.cross_sample_gap is not None and self.cross_sample_gap < 0.1:
-            found.append(f"predictions ignore the clip: cross-sample gap {self.cross_sample_gap:.2f}")
-        return found
+
+class Verdict(StrEnum):
+    """What a run looks like."""
+
+    HEALTHY = "healthy"
+    POSITIONAL = "positional collapse"
+    SLOW = "slow-feature trap"
+    DIMENSIONAL = "dimensional collapse"
+    UNDER_TRAINED = "under-trained"
+
+
+ADVICE = {
+    Verdict.HEALTHY: "go on",
+    Verdict.POSITIONAL: "standardise targets per position (target=ema_repaired) and weigh motion (motion_weight=10)",
+    Verdict.SLOW: "take per-clip nuisances such as colour out of the targets, and centre them over the clip",
+    Verdict.DIMENSIONAL: "lower the learning rate, raise ema_start, or add SIGReg (target=online)",
+    Verdict.UNDER_TRAINED: "train for more steps, or raise the learning rate",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """A verdict and what speaks for it.
+
+    Attributes:
+        verdict: The kind.
+        evidence: The number that decided, in plain words.
+    """
+
+    verdict: Verdict
+    evidence: str
+
+    @property
+    def line(self) -> str:
+        """One plain line: verdict, evidence and advice."""
+        return f"{self.verdict.value}: {self.evidence}; {ADVICE[self.verdict]}"
+
+
+def diagnose(health: Health, reference: Health, *, done: float) -> Diagnosis:
+    """Say what a run looks like.
+
+    Thresholds are relative to random-init features of the same network and clips: they are far from isotropic.
+
+    Args:
+        health: Of the encoder in training, with its predictor when that should be judged too.
+        reference: Of the same encoder before its first step.
+        done: Share of the run that is over, in [0, 1]; before `TOO_EARLY` it is never called under-trained.
+    """
+    positional = 1 - 0.4 * (1 - reference.positional_share)
+    moving, moving_before = health.temporal_share, reference.temporal_share
+    if health.mover_temporal_share is not None and reference.mover_temporal_share is not None:
+        moving, moving_before = health.mover_temporal_share, reference.mover_temporal_share
+    if health.channel_std < 0.15 * reference.channel_std:
+        evidence = f"features hardly vary, {health.channel_std:.3f} against {reference.channel_std:.3f} at random init"
+        return Diagnosis(verdict=Verdict.DIMENSIONAL, evidence=evidence)
+    if health.effective_rank < max(1.5, 0.35 * reference.effective_rank):
+        evidence = f"effective rank {health.effective_rank:.1f} against {reference.effective_rank:.1f} at random init"
+        return Diagnosis(verdict=Verdict.DIMENSIONAL, evidence=evidence)
+    if health.positional_share > positional:
+        evidence = (
+            f"the place alone explains {health.positional_share:.0%} of the variance, "
+            f"{reference.positional_share:.0%} at random init"
+        )
+        return Diagnosis(verdict=Verdict.POSITIONAL, evidence=evidence)
+    if moving < 0.4 * moving_before:
+        evidence = f"{moving:.0%} of the variance is within clips, {moving_before:.0%} at random init"
+        return Diagnosis(verdict=Verdict.SLOW, evidence=evidence)
+    gap, mover = health.cross_sample_gap, health.mover_loss
+    if done >= TOO_EARLY and gap is not None and mover is not None and (gap < 0.05 or mover > 1.0):
+        evidence = f"predictions ignore the clip (gap {gap:.2f}, relative error on movers {mover:.2f})"
+        return Diagnosis(verdict=Verdict.UNDER_TRAINED, evidence=evidence)
+    seen = "" if gap is None or mover is None else f", gap {gap:.2f}, relative error on movers {mover:.2f}"
+    evidence = f"effective rank {health.effective_rank:.1f}, {moving:.0%} of the variance within clips{seen}"
+    return Diagnosis(verdict=Verdict.HEALTHY, evidence=evidence)
 
 
 def positional_share(features: Tensor) -> float:
@@ -64,11 +136,19 @@ def positional_share(features: Tensor) -> float:
     return float(between / total.clamp(min=1e-12))
 
 
-def temporal_share(features: Tensor) -> float:
-    """Within-clip over total variance of features (B, T, N, D), after the mean at each position is removed."""
+def temporal_share(features: Tensor, moving: Tensor | None = None) -> float:
+    """Within-clip over total variance of features (B, T, N, D), after the mean at each position is removed.
+
+    Args:
+        features: (B, T, N, D).
+        moving: (B, T, N) bool, tokens to look at; None looks at all.
+    """
     centred = features - features.flatten(0, 1).mean(dim=0)
-    within = (centred - centred.mean(dim=1, keepdim=True)).square().mean()
-    return float(within / centred.square().mean().clamp(min=1e-12))
+    within = (centred - centred.mean(dim=1, keepdim=True)).square().mean(dim=-1)
+    total = centred.square().mean(dim=-1)
+    if moving is not None:
+        within, total = within[moving], total[moving]
+    return float(within.sum() / total.sum().clamp(min=1e-12))
 
 
 def effective_rank(features: Tensor) -> float:
@@ -97,8 +177,12 @@ def cross_sample_gap(prediction: Tensor, target: Tensor) -> float:
     return float((own - other).mean())
 
 
-def describe(features: Tensor) -> Health:
-    """All label-free numbers of features (B, T, N, D) float.
+def describe(features: Tensor, moving: Tensor | None = None) -> Health:
+    """All label-free numbers of features.
+
+    Args:
+        features: (B, T, N, D) float.
+        moving: (B, T, N) bool, the tokens that move, or None.
 
     Raises:
         DataError: Fewer than two clips, or features that are not (B, T, N, D).
@@ -111,7 +195,17 @@ def describe(features: Tensor) -> Health:
         temporal_share=temporal_share(features),
         effective_rank=effective_rank(features - features.flatten(0, 1).mean(dim=0)),
         channel_std=channel_std(features),
+        mover_temporal_share=temporal_share(features, moving) if moving is not None and moving.any() else None,
     )
+
+
+def relative_error(prediction: Tensor, target: Tensor, chosen: Tensor) -> float | None:
+    """Squared error of predictions over that of the mean over clips, both (B, M, D), on the chosen (B, M) tokens."""
+    if not chosen.any():
+        return None
+    error = (prediction - target).square().mean(dim=-1)[chosen].sum()
+    baseline = (target - target.mean(dim=0)).square().mean(dim=-1)[chosen].sum()
+    return float(error / baseline.clamp(min=1e-12))
 
 
 def frame_health(encoder: Encoder, pixels: Tensor) -> Health:
@@ -120,12 +214,15 @@ def frame_health(encoder: Encoder, pixels: Tensor) -> Health:
         return describe(encoder.encode_frames(pixels))
 
 
-def task_health(task: VJEPATask, pixels: Tensor, generator: torch.Generator) -> Health:
-    """Health of a V-JEPA run on whole clips; the task is left as it was found.
+def task_health(task: MaskedTask, clips: ClipLike, moments: ClipLike, generator: torch.Generator) -> Health:
+    """Health of a pretraining run: features of single frames as at planning time, predictions on whole clips.
+
+    The task is left as it was found.
 
     Args:
         task: The run.
-        pixels: (B, T, Y, X, 3) uint8 clips of different episodes, not trained on.
+        clips: Clips of different episodes, not trained on; predictions are judged on them.
+        moments: Still clips, every frame repeated over a tubelet; features are judged on them.
         generator: Stream for the masks.
 
     Raises:
@@ -134,31 +231,23 @@ def task_health(task: VJEPATask, pixels: Tensor, generator: torch.Generator) -> 
     training = task.training
     task.eval()
     with torch.no_grad():
-        video = pixels.permute(0, 1, 4, 2, 3).float() / 255.0
-        flat = task.target_encoder(video)
-        features = flat.view(len(flat), -1, task.target_encoder.num_tokens, flat.shape[-1])
-        health = describe(features)
-        health.cross_sample_gap = cross_sample_gap(*task.predict(video, generator))
+        health = moment_health(task, task.result, moments)
+        prediction, target, motion = task.predict(clips, generator)
+        health.cross_sample_gap = cross_sample_gap(prediction, target)
+        health.mover_loss = relative_error(prediction, target, motion > MOVING)
+        health.static_loss = relative_error(prediction, target, motion <= MOVING)
     task.train(training)
     return health
 
 
-def health_check(task: VJEPATask, pixels: Tensor, *, seed: int = 0) -> Callable[[int], dict[str, float]]:
-    """An evaluation for `fit`: health of whole clips ("clip_...") and of single frames ("frame_...").
-
-    The masks are the same at every call, so that the numbers of a run can be compared.
+def moment_health(task: MaskedTask, encoder: VideoViT, moments: ClipLike) -> Health:
+    """Health of the features of single frames, far apart in their episodes.
 
     Args:
-        task: The run.
-        pixels: (B, T, Y, X, 3) uint8 held-out clips of different episodes.
-        seed: Seed of the masks.
+        task: Knows what moves.
+        encoder: Gives the features; of the same grid as the task's.
+        moments: (B, T, ...) clips in which every frame is repeated over a tubelet.
     """
-
-    def evaluate(step: int) -> dict[str, float]:
-        device = task.clip_statistics.mean.device
-        held_out = pixels.to(device)
-        clips = task_health(task, held_out, torch.Generator(device).manual_seed(seed))
-        frames = frame_health(task.target_encoder, held_out)
-        return {**clips.to_dict("clip_"), **frames.to_dict("frame_")}
-
-    return evaluate
+    with torch.no_grad():
+        moving = task.motion_of(moments).unflatten(1, (-1, encoder.num_tokens)) > MOVING
+        return describe(encoder.encode_frames(moments.pixels[:, :: encoder.config.tubelet_size]), moving)

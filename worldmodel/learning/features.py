@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def encode_block(encoder: Encoder, pixels: NDArray[np.uint8]) -> NDArray[np.floa
     Raises:
         DataError: A feature is not finite in float16.
     """
-    device = next(encoder.parameters()).device
+    device = next(chain(encoder.parameters(), encoder.buffers())).device  # some have no parameters
     tokens = encoder.encode_frames(torch.from_numpy(pixels)[:, None].to(device))[:, 0]
     block: NDArray[np.float16] = tokens.to(dtype=torch.float16, device="cpu").numpy()
     if not np.isfinite(block).all():

@@ -54,8 +54,11 @@ class StepHook(Protocol):
         """`step` optimiser steps of `total_steps` are done."""
 
 
-Evaluate = Callable[[int], Mapping[str, float]]
-"""Maps the number of steps done to named results, which go to metrics.jsonl."""
+Evaluate = Callable[[int], Mapping[str, float | str]]
+"""Maps the number of steps done to named results, which go to metrics.jsonl; "status" is shown in the progress bar."""
+
+
+_Advance = Callable[[int, float | None, str], None]
 
 
 @dataclass(kw_only=True)
@@ -149,7 +152,7 @@ def fit(
         for step in range(resumed_from, config.steps):
             loop.train_step(step)
             loop.keep_books(step + 1)
-            advance(step + 1, loop.last_row.get("loss"))
+            advance(step + 1, loop.last_row.get("loss"), loop.last_evaluation.get("status", ""))
     task.eval()
     return FitReport(
         step=config.steps,
@@ -249,7 +252,8 @@ class _Loop:
         if self.evaluate is not None and (last or (config.eval_every and done % config.eval_every == 0)):
             self.task.eval()
             with torch.no_grad():
-                results = {name: float(value) for name, value in self.evaluate(done).items()}
+                found = self.evaluate(done).items()
+                results = {name: value if isinstance(value, str) else float(value) for name, value in found}
             self.last_evaluation = {"kind": "eval", "step": done, **results}
             self._append(self.last_evaluation)
         if saves:
@@ -311,8 +315,8 @@ def _make_optimizer(task: nn.Module, config: FitConfig) -> torch.optim.Optimizer
 
 
 @contextmanager
-def _progress_bar(title: str, steps: int, done: int, *, show: bool) -> Iterator[Callable[[int, float | None], None]]:
-    """Yield advance(step, loss); the bar is on stderr, so that stdout stays free for results."""
+def _progress_bar(title: str, steps: int, done: int, *, show: bool) -> Iterator[_Advance]:
+    """Yield advance(step, loss, status); the bar is on stderr, so that stdout stays free for results."""
     console = Console(stderr=True)
     columns = (
         TextColumn(f"{title:>10}"),
@@ -320,13 +324,15 @@ def _progress_bar(title: str, steps: int, done: int, *, show: bool) -> Iterator[
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}  {task.fields[rate]} steps/s"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
     )
     with Progress(*columns, console=console, disable=not (show and console.is_terminal)) as bar:
-        row = bar.add_task(title, total=steps, completed=done, loss="-", rate="-")
+        row = bar.add_task(title, total=steps, completed=done, loss="-", rate="-", status="")
         started = time.perf_counter()
 
-        def advance(step: int, loss: float | None) -> None:
+        def advance(step: int, loss: float | None, status: str) -> None:
             rate = (step - done) / max(1e-9, time.perf_counter() - started)
-            bar.update(row, completed=step, loss="-" if loss is None else f"{loss:.4f}", rate=f"{rate:.2f}")
+            shown = "-" if loss is None else f"{loss:.4f}"
+            bar.update(row, completed=step, loss=shown, rate=f"{rate:.2f}", status=status)
 
         yield advance

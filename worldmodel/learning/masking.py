@@ -1,4 +1,4 @@
-"""Space-time multi-block masks of V-JEPA, with token counts that never change.
+"""Space-time masks, V-JEPA's multi-block ones and those it is compared with, with token counts that never change.
 
 Published V-JEPA cuts every batch to its shortest sample in raster order, which changes the tensor shapes each step
 (slow on CPUs) and drops late frames more often than early ones. Here the counts of each kind of mask are fixed once
@@ -20,14 +20,20 @@ Grid = tuple[int, int, int]
 Mask = tuple[Tensor, Tensor]
 """Visible token ids (B, K) and target token ids (B, M), long, ascending, disjoint within a row."""
 
+KINDS = ("blocks", "tube", "momentary", "future", "motion")
 _MAX_ROUNDS = 200
+_MOTION_TRIES = 4  # of as many masks, the one that hides most motion
 
 
 @dataclass(kw_only=True)
 class MaskConfig:
-    """Two kinds of masks, one per entry of `num_blocks` and `spatial_scale` (arXiv:2404.08471, section 3.2).
+    """Several masks per clip, one per entry of `num_blocks` and `spatial_scale` (arXiv:2404.08471, section 3.2).
 
     Attributes:
+        kind: How the hidden region is drawn. "blocks": union of space-time blocks, the published multi-block mask.
+            "tube": places at random, hidden for the whole clip (VideoMAE). "momentary": blocks that last one token.
+            "future": the late frames. "motion": blocks around what moves.
+        tube_fraction: Share of the places that a tube mask hides.
         num_blocks: Blocks whose union is the target region.
         spatial_scale: Area of a block over the area of a frame.
         aspect_min: Smallest height over width of a block; drawn uniformly.
@@ -39,6 +45,8 @@ class MaskConfig:
         reject: Share of drawn samples whose token count may fall short of the fixed one; they are drawn again.
     """
 
+    kind: str = "blocks"
+    tube_fraction: float = 0.9
     num_blocks: tuple[int, ...] = (8, 2)
     spatial_scale: tuple[float, ...] = (0.15, 0.70)
     aspect_min: float = 0.75
@@ -68,47 +76,64 @@ class MaskConfig:
             raise ConfigError(f"future_fraction must be in [0, 1], got {self.future_fraction}")
         if not 0 <= self.reject <= 0.9:
             raise ConfigError(f"reject must be in [0, 0.9], got {self.reject}")
+        if self.kind not in KINDS:
+            raise ConfigError(f"mask kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if not 0 < self.tube_fraction < 1:
+            raise ConfigError(f"tube_fraction must be in (0, 1), got {self.tube_fraction}")
         if self.max_target_tokens < 0 or self.share < 1:
             raise ConfigError(f"need max_target_tokens >= 0 and share >= 1, got {self.max_target_tokens}, {self.share}")
 
 
-def sample_masks(config: MaskConfig, grid: Grid, batch: int, generator: torch.Generator) -> list[Mask]:
-    """Draw one mask of every kind for every clip.
+def sample_masks(
+    config: MaskConfig, grid: Grid, batch: int, generator: torch.Generator, *, motion: Tensor | None = None
+) -> list[Mask]:
+    """Draw one mask for every clip and entry of `num_blocks`.
 
     Args:
         config: Kinds of masks.
         grid: Tokens along time, rows, columns.
         batch: Number of clips B, a multiple of `config.share`.
         generator: Random stream; the masks live on its device.
+        motion: (B, N) how much each token moves, >= 0; needed by and only by kind "motion".
 
     Returns:
-        One (visible (B, K), target (B, M)) pair per kind. K and M depend on config and grid only.
+        One (visible (B, K), target (B, M)) pair per entry. K and M depend on config and grid only.
 
     Raises:
-        ConfigError: The batch is no multiple of `share`, or the settings leave no visible token on this grid.
+        ConfigError: The batch is no multiple of `share`, the settings leave no visible token on this grid, or motion is
+            missing.
     """
     if batch % config.share:
         raise ConfigError(f"batch={batch} must be a multiple of share={config.share}")
+    if config.kind == "motion" and motion is None:
+        raise ConfigError("masks of kind 'motion' need to know what moves: pass motion (B, N)")
+    groups = None if motion is None else motion.unflatten(0, (-1, config.share)).mean(dim=1)
     masks = []
-    for kind in range(len(config.num_blocks)):
-        keep, target = _sample_kind(config, kind, grid, batch // config.share, generator)
+    for entry in range(len(config.num_blocks)):
+        keep, target = _sample_entry(config, entry, grid, batch // config.share, generator, groups)
         masks.append((keep.repeat_interleave(config.share, 0), target.repeat_interleave(config.share, 0)))
     return masks
 
 
 def token_counts(config: MaskConfig, grid: Grid) -> list[tuple[int, int]]:
-    """Fixed numbers of visible and target tokens (K, M) per kind of mask on this grid."""
-    kinds = range(len(config.num_blocks))
-    return [
-        _count(
-            (config.num_blocks[kind], config.spatial_scale[kind], config.temporal_scale),
-            (config.aspect_min, config.aspect_max),
-            grid,
-            config.reject,
-            config.max_target_tokens,
-        )
-        for kind in kinds
-    ]
+    """Fixed numbers of visible and target tokens (K, M) per entry of `num_blocks` on this grid."""
+    frames, plane = grid[0], grid[1] * grid[2]
+    entries = range(len(config.num_blocks))
+    limit = config.max_target_tokens or frames * plane
+    if config.kind == "tube":
+        hidden = min(max(1, round(config.tube_fraction * plane)), plane - 1)
+        return [(frames * (plane - hidden), min(limit, frames * hidden)) for _ in entries]
+    if config.kind == "future" and frames > 1:
+        seen = frames // 2
+        return [(seen * plane, min(limit, (frames - seen) * plane)) for _ in entries]
+    aspect = (config.aspect_min, config.aspect_max)
+    return [_count(_shape(config, e, grid), aspect, grid, config.reject, config.max_target_tokens) for e in entries]
+
+
+def _shape(config: MaskConfig, entry: int, grid: Grid) -> tuple[int, float, float]:
+    """Number, area and length of the blocks of one entry; a momentary block is one token long."""
+    length = 1 / grid[0] if config.kind == "momentary" else config.temporal_scale
+    return config.num_blocks[entry], config.spatial_scale[entry], length
 
 
 @functools.lru_cache(maxsize=64)
@@ -179,10 +204,34 @@ def _draw_futures(grid: Grid, counts: tuple[int, int], batch: int, generator: to
     return time >= start.unsqueeze(1)
 
 
-def _sample_kind(config: MaskConfig, kind: int, grid: Grid, batch: int, generator: torch.Generator) -> Mask:
-    counts = token_counts(config, grid)[kind]
-    shape = (config.num_blocks[kind], config.spatial_scale[kind], config.temporal_scale)
-    aspect = (config.aspect_min, config.aspect_max)
+def _sample_entry(
+    config: MaskConfig, entry: int, grid: Grid, batch: int, generator: torch.Generator, motion: Tensor | None
+) -> Mask:
+    counts = token_counts(config, grid)[entry]
+    if config.kind == "tube":
+        region = _draw_tubes(grid, counts, batch, generator)
+    elif config.kind == "future" and grid[0] > 1:  # a single frame has no future
+        time = torch.arange(math.prod(grid), device=generator.device) // (grid[1] * grid[2])
+        region = (time >= grid[0] // 2).expand(batch, -1)
+    elif config.kind == "motion":
+        tries = _draw_blocks(config, entry, grid, counts, _MOTION_TRIES * batch, generator)
+        tries = tries.unflatten(0, (_MOTION_TRIES, batch))
+        assert motion is not None
+        best = (tries * motion).sum(dim=-1).argmax(dim=0)
+        region = tries[best, torch.arange(batch, device=best.device)]
+    else:
+        region = _draw_blocks(config, entry, grid, counts, batch, generator)
+        if config.future_fraction > 0 and grid[0] > 1:
+            future = torch.rand(batch, generator=generator, device=region.device) < config.future_fraction
+            region = torch.where(future.unsqueeze(1), _draw_futures(grid, counts, batch, generator), region)
+    return _choose(~region, counts[0], generator), _choose(region, counts[1], generator)
+
+
+def _draw_blocks(
+    config: MaskConfig, entry: int, grid: Grid, counts: tuple[int, int], batch: int, generator: torch.Generator
+) -> Tensor:
+    """Regions of blocks that have the counts: (batch, N) bool."""
+    shape, aspect = _shape(config, entry, grid), (config.aspect_min, config.aspect_max)
     tokens = math.prod(grid)
     accepted: list[Tensor] = []
     missing = batch
@@ -193,14 +242,17 @@ def _sample_kind(config: MaskConfig, kind: int, grid: Grid, batch: int, generato
         accepted.append(region)
         missing -= len(region)
         if missing == 0:
-            break
-    else:
-        raise ConfigError(f"no mask with {counts} visible and target tokens found on grid {grid}; raise reject")
-    region = torch.cat(accepted)
-    if config.future_fraction > 0 and grid[0] > 1:  # a single frame has no future
-        future = torch.rand(batch, generator=generator, device=region.device) < config.future_fraction
-        region = torch.where(future.unsqueeze(1), _draw_futures(grid, counts, batch, generator), region)
-    return _choose(~region, counts[0], generator), _choose(region, counts[1], generator)
+            return torch.cat(accepted)
+    raise ConfigError(f"no mask with {counts} visible and target tokens found on grid {grid}; raise reject")
+
+
+def _draw_tubes(grid: Grid, counts: tuple[int, int], batch: int, generator: torch.Generator) -> Tensor:
+    """Random places hidden for the whole clip: (batch, N) bool."""
+    frames, plane = grid[0], grid[1] * grid[2]
+    score = torch.rand((batch, plane), generator=generator, device=generator.device)
+    visible = counts[0] // frames
+    hidden = score.argsort(dim=1).argsort(dim=1) >= visible
+    return hidden.repeat(1, frames)
 
 
 def _choose(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -26,7 +26,8 @@ from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import CheckpointError, WorldModelError
 from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
-from worldmodel.models.encoders import Encoder, TimmEncoderConfig, build_encoder
+from worldmodel.models.encoders import Encoder
+from worldmodel.models.frozen_encoders import ConvEncoderConfig, PatchEncoderConfig, TimmEncoderConfig, build_encoder
 from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig, build_head
 from worldmodel.models.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from worldmodel.models.vit import ViTConfig
@@ -43,6 +44,8 @@ _CONFIGS: dict[str, type[Any]] = {
     for config in (
         ViTConfig,
         TimmEncoderConfig,
+        PatchEncoderConfig,
+        ConvEncoderConfig,
         CompactHeadConfig,
         IdentityHeadConfig,
         ResidualMLPConfig,

@@ -1,4 +1,4 @@
-"""V-JEPA's narrow predictor: from visible tokens to the representation of masked ones.
+"""V-JEPA's narrow predictor: from visible tokens to the representation of masked ones, or to other targets.
 
 Kept apart from the encoders: it exists only during pretraining and is never shipped.
 """
@@ -53,13 +53,16 @@ class MaskedPredictor(nn.Module):
 
     Args:
         config: Sizes.
-        encoder: Config of the encoder whose tokens it reads and whose outputs it predicts.
+        encoder: Config of the encoder whose tokens it reads.
+        target_dim: Numbers per token that it predicts; None for as many as the encoder gives.
         seed: Seed of the initial weights.
     """
 
     pos_table: Tensor
 
-    def __init__(self, config: MaskedPredictorConfig, encoder: ViTConfig, *, seed: int = 0) -> None:
+    def __init__(
+        self, config: MaskedPredictorConfig, encoder: ViTConfig, *, target_dim: int | None = None, seed: int = 0
+    ) -> None:
         super().__init__()
         self.config = config
         self.uses_rope = encoder.pos_embed == "rope"
@@ -69,7 +72,7 @@ class MaskedPredictor(nn.Module):
             Block(config.embed_dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.predictor_norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
-        self.predictor_proj = nn.Linear(config.embed_dim, encoder.embed_dim)
+        self.predictor_proj = nn.Linear(config.embed_dim, encoder.embed_dim if target_dim is None else target_dim)
         init_transformer(self, torch.Generator().manual_seed(seed))
         if self.uses_rope:
             self.rope = RopeGrid(encoder.grid, config.embed_dim // config.num_heads, tiled=encoder.rope_tiled)
@@ -90,7 +93,7 @@ class MaskedPredictor(nn.Module):
             with_context: Also return the outputs at the visible positions.
 
         Returns:
-            (B, M, D); with `with_context` (B, K + M, D), the visible positions first.
+            (B, M, target_dim); with `with_context` (B, K + M, target_dim), the visible positions first.
         """
         visible = keep.shape[1]
         index = torch.cat((keep, target), dim=1)

@@ -1,0 +1,106 @@
+"""`worldmodel pretrain`: every target from the command line, and a run that is killed again and again."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from worldmodel.cli import main
+from worldmodel.models.checkpoint import load_encoder
+
+TINY = [
+    "batch_size=4",
+    "validation_fraction=0.34",
+    "encoder.image_size=32",
+    "encoder.embed_dim=48",
+    "encoder.depth=2",
+    "encoder.num_heads=2",
+    "encoder.num_frames=4",
+    "target.predictor.embed_dim=32",
+    "target.predictor.depth=1",
+    "target.predictor.num_heads=2",
+    "target.mask.max_target_tokens=8",
+    "fit.warmup_steps=1",
+    "fit.log_every=2",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "push.h5"
+    argv = ["collect", "env=push", "episodes=6", "steps=16", "image_size=32", "workers=1", f"out={out}"]
+    assert main([*argv, f"run_dir={out.parent / 'run'}"]) == 0
+    return out
+
+
+@pytest.mark.parametrize("target", ["ema", "ema_repaired", "teacher", "online", "pixels"])
+def test_every_target_trains_and_is_diagnosed(
+    target: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    argv = ["pretrain", f"data={data}", f"target={target}", *TINY, "fit.steps=10", f"run_dir={run}", "--json"]
+    assert main(argv) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["steps"] == (7 if target == "teacher" else 10)
+    assert (run / "teacher" / "metrics.jsonl").is_file() == (target == "teacher")
+    assert (
+        record["diagnosis"].split(":")[0] in json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["status"]
+    )
+    assert {"health_positional_share", "health_mover_loss", "object_x_rmse"} <= record["metrics"].keys()
+    assert (run / "health.png").stat().st_size > 10_000
+    assert load_encoder(run / "encoder").embed_dim == 48
+
+
+def test_a_target_of_another_kind_of_mask(data: Path, tmp_path: Path) -> None:
+    argv = ["pretrain", f"data={data}", *TINY, "fit.steps=4", "target.mask.kind=motion", f"run_dir={tmp_path}"]
+    assert main(argv) == 0
+
+
+def test_a_teacher_that_is_given_is_used(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = ["pretrain", f"data={data}", "target=pixels", *TINY, "fit.steps=4", f"run_dir={tmp_path / 'a'}"]
+    assert main(first) == 0
+    second = ["pretrain", f"data={data}", "target=teacher", *TINY, "fit.steps=4", f"run_dir={tmp_path / 'b'}"]
+    assert main([*second, f"target.path={tmp_path / 'a' / 'encoder'}"]) == 0
+    assert not (tmp_path / "b" / "teacher").exists()
+    capsys.readouterr()
+    assert main([*second, "target.path=nowhere", f"run_dir={tmp_path / 'c'}"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
+    settings = [f"data={data}", *TINY, "fit.steps=44", "fit.checkpoint_every=2", "fit.eval_every=11"]
+
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-m", "worldmodel", "pretrain", *settings, f"run_dir={tmp_path / name}"]
+
+    subprocess.run(command("whole"), check=True, capture_output=True, timeout=120)
+    moments = random.Random(0)
+    state = tmp_path / "killed" / "state.json"
+    kills = 0
+    while kills < 10:
+        done = json.loads(state.read_text())["step"] if state.is_file() else 0
+        with subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and (not state.is_file() or json.loads(state.read_text())["step"] < done + 2):
+                time.sleep(0.002)
+            time.sleep(moments.uniform(0, 0.05))
+            assert process.poll() is None, "the run ended before it was killed ten times; make it longer"
+            process.send_signal(signal.SIGKILL)
+        kills += 1
+    subprocess.run(command("killed"), check=True, capture_output=True, timeout=120)
+    whole, killed = (load_encoder(tmp_path / name / "encoder").state_dict() for name in ("whole", "killed"))
+    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+    rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "killed")]
+    assert [_timeless(row) for row in rows[0]] == [_timeless(row) for row in rows[1]]
+
+
+def _timeless(row: str) -> dict[str, object]:
+    return {name: value for name, value in json.loads(row).items() if name != "seconds"}

@@ -1,0 +1,62 @@
+"""Which pretraining target: one union of configs, one function that builds the task of each.
+
+Separate from the tasks so that none of them knows the others.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from worldmodel.errors import ConfigError
+from worldmodel.learning.masked import MaskedTask
+from worldmodel.learning.online import OnlineConfig, OnlineTask
+from worldmodel.learning.pixels import PixelsConfig, PixelsTask
+from worldmodel.learning.teacher import TeacherConfig, TeacherTask
+from worldmodel.learning.vjepa import VJEPAConfig, VJEPATask
+from worldmodel.models.encoders import VideoViT
+from worldmodel.models.vit import ViTConfig
+
+TargetConfig = VJEPAConfig | PixelsConfig | TeacherConfig | OnlineConfig
+
+
+def build_task(
+    encoder: ViTConfig,
+    config: TargetConfig,
+    *,
+    background: Tensor | None = None,
+    teacher: VideoViT | None = None,
+    seed: int = 0,
+) -> MaskedTask:
+    """Training task of a target.
+
+    Args:
+        encoder: Architecture of the encoder to train.
+        config: The target.
+        background: (E, Y, X, 3) uint8 typical frame of each episode; see `MaskedTask`.
+        teacher: Needed by, and only by, `TeacherConfig`.
+        seed: Seed of the initial weights.
+
+    Raises:
+        ConfigError: The teacher is missing or does not fit.
+    """
+    match config:
+        case VJEPAConfig():
+            return VJEPATask(encoder, config, background=background, seed=seed)
+        case PixelsConfig():
+            return PixelsTask(encoder, config, background=background, seed=seed)
+        case OnlineConfig():
+            return OnlineTask(encoder, config, background=background, seed=seed)
+        case TeacherConfig():
+            if teacher is None:
+                raise ConfigError("a target of kind teacher needs the trained teacher")
+            return TeacherTask(encoder, config, teacher, background=background, seed=seed)
+
+
+def pixel_stage(config: TeacherConfig) -> PixelsConfig:
+    """Target of the first stage: pixels under the masks, predictor and weights of the second."""
+    return PixelsConfig(
+        predictor=config.predictor,
+        mask=config.mask,
+        motion_weight=config.motion_weight,
+        single_frame_fraction=config.single_frame_fraction,
+    )
