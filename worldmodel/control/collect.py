@@ -7,20 +7,23 @@ file does not depend on the number of workers, and a run continued after an inte
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
 
+import joblib
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from worldmodel.control.workers import parallel_map
 from worldmodel.data.episodes import EpisodeDataset, EpisodeWriter
 from worldmodel.data.records import Episode, EpisodeSpec
 from worldmodel.envs import make_env, resolve_env_id
@@ -238,8 +241,7 @@ def collect(config: CollectConfig, progress: bool = True) -> CollectReport:
     with EpisodeWriter(out, spec, append=config.append) as writer:
         missing = config.episodes - writer.count(env_id)
         blocks = _blocks(len(writer), max(missing, 0), config.episodes_per_block)
-        results = parallel_map(partial(_record_range, config), blocks, workers=config.workers, ordered=True)
-        with _progress_bar(max(missing, 0), progress) as advance, closing(results):
+        with _progress_bar(max(missing, 0), progress) as advance, _recorded(config, blocks) as results:
             for episodes in results:
                 for episode in episodes:
                     writer.append(episode)
@@ -273,9 +275,41 @@ def _blocks(start: int, count: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
-def _record_range(config: CollectConfig, block: tuple[int, int]) -> list[Episode]:
-    """`record_block` of one range, as a function of one job."""
-    return record_block(config, *block)
+def _worker_block(config: CollectConfig, parent: int, first: int, last: int) -> list[Episode]:
+    """`record_block` in a worker process: Ctrl-C is for the parent, which then stops the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with(parent)
+    return record_block(config, first, last)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """End this worker process soon after its parent was killed; it would wait for ever to hand over its block."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    if os.getppid() == parent:  # on another machine, or under another backend, there is nothing to watch
+        threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _recorded(config: CollectConfig, blocks: list[tuple[int, int]]) -> Iterator[Iterator[list[Episode]]]:
+    """Recorded blocks in order, made by worker processes (or here when one worker, or one block, is enough)."""
+    workers = min(config.workers, len(blocks))
+    if workers <= 1:
+        yield (record_block(config, *block) for block in blocks)
+        return
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+        results: Generator[list[Episode], None, None] = joblib.Parallel(n_jobs=workers, return_as="generator")(
+            joblib.delayed(_worker_block)(config, os.getpid(), *block) for block in blocks
+        )
+    try:
+        yield results
+    finally:
+        results.close()
 
 
 @contextmanager
