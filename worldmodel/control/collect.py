@@ -12,11 +12,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import FrameType
 
 import joblib
 import numpy as np
@@ -241,8 +242,10 @@ def collect(config: CollectConfig, progress: bool = True) -> CollectReport:
     with EpisodeWriter(out, spec, append=config.append) as writer:
         missing = config.episodes - writer.count(env_id)
         blocks = _blocks(len(writer), max(missing, 0), config.episodes_per_block)
-        with _progress_bar(max(missing, 0), progress) as advance, _recorded(config, blocks) as results:
+        bar = _progress_bar(max(missing, 0), progress)
+        with remembered_interrupt() as check, bar as advance, _recorded(config, blocks) as results:
             for episodes in results:
+                check()
                 for episode in episodes:
                     writer.append(episode)
                 writer.flush()
@@ -310,6 +313,36 @@ def _recorded(config: CollectConfig, blocks: list[tuple[int, int]]) -> Iterator[
         yield results
     finally:
         results.close()
+
+
+@contextmanager
+def remembered_interrupt() -> Iterator[Callable[[], None]]:
+    """Make Ctrl-C impossible to lose; yields a check that raises it again.
+
+    Python drops a KeyboardInterrupt that lands in a destructor or a callback of a C library, and a recording would then
+    run on. It is raised at once as always, and once more at the next check.
+    """
+    seen = False
+    previous = signal.getsignal(signal.SIGINT)
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal seen
+        seen = True
+        if callable(previous):
+            previous(number, frame)
+
+    def check() -> None:
+        if seen:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield check
+        return
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
