@@ -249,7 +249,7 @@ class TabletopEnv(GoalEnv):
         if not len(geoms):
             return False
         has_object = (geoms == self._object_geom).any(axis=1)
-        return bool((has_object & np.isin(geoms, self._finger_geoms).any(axis=1)).any())
+        return bool((has_object & self._is_finger[geoms].any(axis=1)).any())
 
     def oracle_cost(self) -> float:
         """See `GoalEnv.oracle_cost`."""
@@ -281,7 +281,8 @@ class TabletopEnv(GoalEnv):
         self._site_id = lookup(mujoco.mjtObj.mjOBJ_SITE, "gripper")
         self._object_geom = lookup(mujoco.mjtObj.mjOBJ_GEOM, "object")
         self._table_geom = lookup(mujoco.mjtObj.mjOBJ_GEOM, "table")
-        self._finger_geoms = [lookup(mujoco.mjtObj.mjOBJ_GEOM, f"finger_{side}") for side in ("left", "right")]
+        self._is_finger = np.zeros(self._model.ngeom, np.bool_)
+        self._is_finger[[lookup(mujoco.mjtObj.mjOBJ_GEOM, f"finger_{side}") for side in ("left", "right")]] = True
         self._camera_id = lookup(mujoco.mjtObj.mjOBJ_CAMERA, "exterior")
         joint = lookup(mujoco.mjtObj.mjOBJ_JOINT, "object")
         self._object_qpos = int(self._model.jnt_qposadr[joint])

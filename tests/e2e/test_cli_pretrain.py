@@ -75,6 +75,15 @@ def test_a_teacher_that_is_given_is_used(data: Path, tmp_path: Path, capsys: pyt
     assert "nowhere" in capsys.readouterr().err
 
 
+def test_too_few_held_out_episodes_are_found_before_training(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["pretrain", f"data={data}", *TINY, "fit.steps=4", "validation_fraction=0.05", f"run_dir={tmp_path / 'run'}"]
+    assert main(argv) == 2
+    assert "holds out 1; raise it or record more" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_a_run_killed_ten_times_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
     settings = [f"data={data}", *TINY, "fit.steps=44", "fit.checkpoint_every=2", "fit.eval_every=11"]

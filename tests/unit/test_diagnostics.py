@@ -16,7 +16,7 @@ from worldmodel.learning.diagnostics import (
     describe,
     diagnose,
     effective_rank,
-    frame_health,
+    moment_health,
     positional_share,
     relative_error,
     task_health,
@@ -152,7 +152,7 @@ def test_every_task_can_be_checked_again_without_touching_it(target: TargetConfi
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
     assert health == task_health(task, batch, batch, torch.Generator().manual_seed(1))
     assert health.to_dict("h_").keys() >= {"h_positional_share", "h_cross_sample_gap", "h_mover_loss"}
-    single = frame_health(VideoViT(ENCODER), batch.pixels)
+    single = moment_health(task, VideoViT(ENCODER), batch)
     assert "cross_sample_gap" not in single.to_dict()
     assert 0 <= single.positional_share <= 1
 

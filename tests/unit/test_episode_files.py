@@ -168,7 +168,7 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_not_hdf5(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     path.write_bytes(b"not hdf5 at all" * 100)
-    open_error(path)
+    assert "a.h5" in open_error(path)
 
 
 def test_hdf5_of_something_else(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_hdf5_of_something_else(tmp_path: Path) -> None:
 def test_truncated_file(episode_file: EpisodeDataset, keep: float) -> None:
     raw = episode_file.path.read_bytes()
     episode_file.path.write_bytes(raw[: int(len(raw) * keep)])
-    open_error(episode_file.path)
+    assert episode_file.path.name in open_error(episode_file.path)
 
 
 def test_flipped_bytes_in_pixels_are_found_on_reading(episode_file: EpisodeDataset) -> None:

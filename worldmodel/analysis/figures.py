@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 _CHOSEN, _SECOND, _FAN = "#b03a00", "#1f4e79", "0.70"
 _HEALTH_PANELS = (
     (("health_positional_share",), "variance explained by place (share)"),
-    (("health_mover_temporal_share",), "variance within clips, movers (share)"),
+    (("health_mover_temporal_share",), "variance within episodes, movers (share)"),
     (("health_effective_rank",), "effective rank"),
     (("health_channel_std",), "std of a channel"),
     (("health_cross_sample_gap",), "cross-sample gap (cosine)"),

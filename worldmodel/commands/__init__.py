@@ -116,6 +116,7 @@ COMMANDS: dict[str, Command] = {
         keys=(
             ("env=push", "environment"),
             ("episodes=100", "number of tasks"),
+            ("looks=trained", "or new_colours: the same tasks, colours drawn for each"),
             ("out=FILE", "file ending in .json or .json.gz"),
         ),
         examples=("worldmodel manifest env=push episodes=20 out=outputs/push.json.gz",),

@@ -174,13 +174,14 @@ def run(settings: Settings, run: Run) -> Outcome:
     settings, teacher, minutes = _teacher(settings, encoder, dataset, background, run)
     task, report, monitor = _fit(settings, encoder, dataset, background, teacher, run)
     out = Path(settings.out) if settings.out is not None else run.folder / "encoder"
-    save_encoder(out, task.result.cpu(), card_of(settings, dataset, report))
+    minutes = round(minutes + report.seconds / 60, 2)
+    save_encoder(out, task.result.cpu(), card_of(settings, dataset, report, minutes))
     plot = health_figure(run.folder / METRICS_NAME, monitor.reference.to_dict("health_"))
     picture = save_figure(plot, run.folder / "health.png")
     record = {
         "encoder": str(out),
         "steps": report.step,
-        "minutes": round(minutes + report.seconds / 60, 2),
+        "minutes": minutes,
         "diagnosis": report.evaluation["diagnosis"],
         "metrics": numbers_of(report),
     }
@@ -206,15 +207,15 @@ def backgrounds(dataset: EpisodeDataset) -> Tensor:
     return torch.from_numpy(np.stack(frames))
 
 
-def card_of(settings: Settings, dataset: EpisodeDataset, report: FitReport) -> dict[str, Any]:
-    """Facts that travel with the encoder."""
+def card_of(settings: Settings, dataset: EpisodeDataset, report: FitReport, minutes: float) -> dict[str, Any]:
+    """Facts that travel with the encoder; `minutes` include a teacher trained for it."""
     return {
         "licence": CHECKPOINT_LICENCE,
         "data": {"hash": dataset.content_hash, "episodes": len(dataset), "frames": dataset.num_frames},
         "objective": asdict(settings.target),
         "steps": report.step,
         "batch_size": settings.batch_size,
-        "minutes": round(report.seconds / 60, 2),
+        "minutes": minutes,
         "seed": settings.fit.seed,
         "hardware": hardware_facts(),
         "metrics": numbers_of(report),
@@ -264,6 +265,11 @@ def _fit(
 ) -> tuple[MaskedTask, FitReport, Monitor]:
     seed = settings.fit.seed
     train_ids, held_out = dataset.split(settings.validation_fraction, seed)
+    if len(held_out) < 2:
+        raise ConfigError(
+            f"health is judged on at least 2 held-out episodes, validation_fraction={settings.validation_fraction} of "
+            f"{len(dataset)} holds out {len(held_out)}; raise it or record more"
+        )
     sampler = ClipSampler(
         dataset,
         train_ids,

@@ -281,6 +281,8 @@ def _blocks(start: int, count: int, size: int) -> list[tuple[int, int]]:
 def _worker_block(config: CollectConfig, parent: int, first: int, last: int) -> list[Episode]:
     """`record_block` in a worker process: Ctrl-C is for the parent, which then stops the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Mesa's software rasteriser would start a thread per core in every worker; drawing itself, a worker is faster.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     _end_with(parent)
     return record_block(config, first, last)
 

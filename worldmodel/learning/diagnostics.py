@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from worldmodel.errors import DataError
 from worldmodel.learning.masked import MOVING, ClipLike, MaskedTask
-from worldmodel.models.encoders import Encoder, VideoViT
+from worldmodel.models.encoders import VideoViT
 
 TOO_EARLY = 0.2
 """Share of a run before which a predictor that knows nothing is no news."""
@@ -117,14 +117,14 @@ def diagnose(health: Health, reference: Health, *, done: float) -> Diagnosis:
         )
         return Diagnosis(verdict=Verdict.POSITIONAL, evidence=evidence)
     if moving < 0.4 * moving_before:
-        evidence = f"{moving:.0%} of the variance is within clips, {moving_before:.0%} at random init"
+        evidence = f"{moving:.0%} of the variance is within episodes, {moving_before:.0%} at random init"
         return Diagnosis(verdict=Verdict.SLOW, evidence=evidence)
     gap, mover = health.cross_sample_gap, health.mover_loss
     if done >= TOO_EARLY and gap is not None and mover is not None and (gap < 0.05 or mover > 1.0):
         evidence = f"predictions ignore the clip (gap {gap:.2f}, relative error on movers {mover:.2f})"
         return Diagnosis(verdict=Verdict.UNDER_TRAINED, evidence=evidence)
     seen = "" if gap is None or mover is None else f", gap {gap:.2f}, relative error on movers {mover:.2f}"
-    evidence = f"effective rank {health.effective_rank:.1f}, {moving:.0%} of the variance within clips{seen}"
+    evidence = f"effective rank {health.effective_rank:.1f}, {moving:.0%} of the variance within episodes{seen}"
     return Diagnosis(verdict=Verdict.HEALTHY, evidence=evidence)
 
 
@@ -206,12 +206,6 @@ def relative_error(prediction: Tensor, target: Tensor, chosen: Tensor) -> float 
     error = (prediction - target).square().mean(dim=-1)[chosen].sum()
     baseline = (target - target.mean(dim=0)).square().mean(dim=-1)[chosen].sum()
     return float(error / baseline.clamp(min=1e-12))
-
-
-def frame_health(encoder: Encoder, pixels: Tensor) -> Health:
-    """Health in planning mode: every frame of pixels (B, T, Y, X, 3) uint8 encoded on its own."""
-    with torch.no_grad():
-        return describe(encoder.encode_frames(pixels))
 
 
 def task_health(task: MaskedTask, clips: ClipLike, moments: ClipLike, generator: torch.Generator) -> Health:

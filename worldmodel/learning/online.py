@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from worldmodel.errors import ConfigError
 from worldmodel.learning.masked import MaskedConfig, MaskedTask, View
 from worldmodel.learning.sigreg import sigreg
-from worldmodel.models.encoders import VideoViT
 from worldmodel.models.vit import ViTConfig, init_transformer
 
 
@@ -70,11 +69,6 @@ class OnlineTask(MaskedTask):
             nn.Linear(config.hidden_dim, config.target_dim),
         )
         init_transformer(self.projector, torch.Generator().manual_seed(seed + 2))
-
-    @property
-    def result(self) -> VideoViT:
-        """The encoder itself."""
-        return self.encoder
 
     def targets(self, view: View) -> Tensor:
         """Projected features; differentiable."""

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from worldmodel.errors import ConfigError
 from worldmodel.learning.masked import MaskedConfig, MaskedTask, View
-from worldmodel.models.encoders import VideoViT
 from worldmodel.models.vit import ViTConfig, patchify
 
 
@@ -60,11 +59,6 @@ class PixelsTask(MaskedTask):
         self._weights = tuple(weight for weight in (config.residual_weight, config.full_weight) if weight > 0)
         super().__init__(encoder, config, target_dim=patch * len(self._weights), background=background, seed=seed)
         self.config = config
-
-    @property
-    def result(self) -> VideoViT:
-        """The encoder itself."""
-        return self.encoder
 
     def targets(self, view: View) -> Tensor:
         """Pixels of every tubelet patch: difference to the background, then the pixels themselves."""
