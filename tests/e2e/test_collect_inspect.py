@@ -51,8 +51,9 @@ INDEX_BYTES = 150_000
 """Less than the names in the index of the first block take (two columns of 1024 x 64 bytes), more than its frames."""
 
 _ENDLESS = """
-import sys
+import signal, sys
 from worldmodel.control.collect import CollectConfig, collect
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with Ctrl-C ignored
 collect(CollectConfig(episodes=10**6, out=sys.argv[1], workers=2, image_size=16, steps=2, episodes_per_block=2))
 """
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from worldmodel.control.collect import (
     episode_seed,
     record_block,
     record_episode,
-    remembered_interrupt,
     spec_of,
 )
 from worldmodel.data.episodes import EpisodeDataset
@@ -239,14 +237,3 @@ def test_bad_settings_leave_no_file(config: Config, change: dict[str, object], m
 def test_no_bar_without_a_terminal(config: Config, capfd: pytest.CaptureFixture[str]) -> None:
     collect(config(episodes=1))
     assert capfd.readouterr() == ("", "")
-
-
-def test_an_interrupt_that_was_swallowed_is_raised_again() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with remembered_interrupt() as check:
-        check()
-        with pytest.raises(KeyboardInterrupt):  # as a destructor would, and drop it
-            signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            check()
-    assert signal.getsignal(signal.SIGINT) is before

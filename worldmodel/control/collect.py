@@ -7,24 +7,20 @@ file does not depend on the number of workers, and a run continued after an inte
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from worldmodel.control.workers import parallel_map
 from worldmodel.data.episodes import EpisodeDataset, EpisodeWriter
 from worldmodel.data.records import Episode, EpisodeSpec
 from worldmodel.envs import make_env, resolve_env_id
@@ -242,10 +238,9 @@ def collect(config: CollectConfig, progress: bool = True) -> CollectReport:
     with EpisodeWriter(out, spec, append=config.append) as writer:
         missing = config.episodes - writer.count(env_id)
         blocks = _blocks(len(writer), max(missing, 0), config.episodes_per_block)
-        bar = _progress_bar(max(missing, 0), progress)
-        with remembered_interrupt() as check, bar as advance, _recorded(config, blocks) as results:
+        results = parallel_map(partial(_record_range, config), blocks, workers=config.workers, ordered=True)
+        with _progress_bar(max(missing, 0), progress) as advance, closing(results):
             for episodes in results:
-                check()
                 for episode in episodes:
                     writer.append(episode)
                 writer.flush()
@@ -278,73 +273,9 @@ def _blocks(start: int, count: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
-def _worker_block(config: CollectConfig, parent: int, first: int, last: int) -> list[Episode]:
-    """`record_block` in a worker process: Ctrl-C is for the parent, which then stops the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Mesa's software rasteriser would start a thread per core in every worker; drawing itself, a worker is faster.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
-    _end_with(parent)
-    return record_block(config, first, last)
-
-
-@cache
-def _end_with(parent: int) -> None:
-    """End this worker process soon after its parent was killed; it would wait for ever to hand over its block."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    if os.getppid() == parent:  # on another machine, or under another backend, there is nothing to watch
-        threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _recorded(config: CollectConfig, blocks: list[tuple[int, int]]) -> Iterator[Iterator[list[Episode]]]:
-    """Recorded blocks in order, made by worker processes (or here when one worker, or one block, is enough)."""
-    workers = min(config.workers, len(blocks))
-    if workers <= 1:
-        yield (record_block(config, *block) for block in blocks)
-        return
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-        results: Generator[list[Episode], None, None] = joblib.Parallel(n_jobs=workers, return_as="generator")(
-            joblib.delayed(_worker_block)(config, os.getpid(), *block) for block in blocks
-        )
-    try:
-        yield results
-    finally:
-        results.close()
-
-
-@contextmanager
-def remembered_interrupt() -> Iterator[Callable[[], None]]:
-    """Make Ctrl-C impossible to lose; yields a check that raises it again.
-
-    Python drops a KeyboardInterrupt that lands in a destructor or a callback of a C library, and a recording would then
-    run on. It is raised at once as always, and once more at the next check.
-    """
-    seen = False
-    previous = signal.getsignal(signal.SIGINT)
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
-        seen = True
-        if callable(previous):
-            previous(number, frame)
-
-    def check() -> None:
-        if seen:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield check
-        return
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def _record_range(config: CollectConfig, block: tuple[int, int]) -> list[Episode]:
+    """`record_block` of one range, as a function of one job."""
+    return record_block(config, *block)
 
 
 @contextmanager

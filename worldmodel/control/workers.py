@@ -1,4 +1,4 @@
-"""Many independent jobs in worker processes: the one place that calls joblib for episodes.
+"""Many independent jobs in worker processes: the one place that calls joblib.
 
 Which engine runs them is joblib's business: processes of this machine by default, Ray or Dask under
 `joblib.parallel_config`. What is added here is manners: workers leave Ctrl-C to the caller, end when the caller was
@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
 from typing import TypeVar
@@ -29,7 +29,7 @@ _PARENT_CHECK_S = 1.0
 
 def parallel_map(
     function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, ordered: bool = False
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Apply a function to every job, and yield each result as it arrives.
 
     Args:
@@ -72,6 +72,8 @@ def _work(function: Callable[[Job], Result], parent: int, job: Job) -> Result:
     """One job in a worker process: Ctrl-C is for the caller, which then stops the workers."""
     if os.getpid() != parent and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Mesa's software rasteriser would start threads in every worker; a worker that draws itself is faster.
+        os.environ.setdefault("LP_NUM_THREADS", "0")
         _end_with(parent)
     return function(job)
 
