@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from worldmodel.control.collect import (
     episode_seed,
     record_block,
     record_episode,
+    remembered_interrupt,
     spec_of,
 )
 from worldmodel.data.episodes import EpisodeDataset
@@ -237,3 +239,28 @@ def test_bad_settings_leave_no_file(config: Config, change: dict[str, object], m
 def test_no_bar_without_a_terminal(config: Config, capfd: pytest.CaptureFixture[str]) -> None:
     collect(config(episodes=1))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def minds_ctrl_c() -> Iterator[None]:
+    """A background job of a shell starts with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_that_was_swallowed_is_raised_again(minds_ctrl_c: None) -> None:
+    with remembered_interrupt() as check:
+        check()
+        with pytest.raises(KeyboardInterrupt):  # as a destructor would, and drop it
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_recording_whose_shell_ignores_ctrl_c_goes_on(minds_ctrl_c: None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with remembered_interrupt() as check:
+        signal.raise_signal(signal.SIGINT)
+        check()
