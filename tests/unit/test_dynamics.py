@@ -153,18 +153,26 @@ def test_every_trained_weight_gets_a_gradient() -> None:
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.parameters() if p.requires_grad)
 
 
-def test_gradients_through_the_target_can_be_stopped() -> None:
+def test_the_targets_get_the_share_of_the_gradient_that_is_asked_for() -> None:
     store = point_store()
     weights = LossWeights(rollout=0, one_step=1, inverse_dynamics=0, sigreg=0, proprio=0)
 
-    def gradient(stop: bool) -> torch.Tensor:
-        task = task_of(config(weights=weights, stop_gradient_targets=stop), store)
+    def gradient(share: float) -> torch.Tensor:
+        task = task_of(config(weights=weights, target_gradient=share), store)
         task(task.sampler(store, TRAIN, seed=0).next_batch(), torch.Generator())["loss"].backward()
         grad = task.head.get_parameter("out.weight").grad
         assert grad is not None
         return grad
 
-    assert not torch.allclose(gradient(True), gradient(False))
+    stopped, full = gradient(0.0), gradient(1.0)
+    assert not torch.allclose(stopped, full)
+    torch.testing.assert_close(gradient(0.3), stopped + 0.3 * (full - stopped))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_of_the_gradient_is_a_share(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"target_gradient must be in \[0, 1\]"):
+        DynamicsConfig(target_gradient=share)
 
 
 def test_patch_context_length_varies_with_the_generator() -> None:

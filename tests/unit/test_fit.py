@@ -92,7 +92,63 @@ def kill_at(step: int) -> Any:
 
 
 def rows_without_time(run_dir: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run_dir)]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "loader_share")} for row in read_metrics(run_dir)]
+
+
+class FakeClock:
+    """Stands for the `time` module; moves only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class SlowSource(Source):
+    """A batch takes a second."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def next_batch(self) -> Batch:
+        self.clock.now += 1
+        return super().next_batch()
+
+
+class SlowTask(Task):
+    """A step takes three seconds beside the batch, and ten times as long after step 20."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        super().after_step(step, total_steps)
+        self.clock.now += 3 if step <= 20 else 30
+
+
+def test_rows_say_which_share_of_the_time_the_batches_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr("worldmodel.learning.fit.time", clock)
+
+    def evaluate(done: int) -> dict[str, float]:
+        clock.now += 1000  # is no part of training
+        return kill_at(17)(done) if len(killed) == 0 else {}
+
+    killed: list[int] = []
+    settings = config(tmp_path, eval_every=1)
+    with pytest.raises(KilledError):
+        fit(SlowTask(clock), SlowSource(clock), settings, evaluate=evaluate)
+    killed.append(17)
+    report = fit(SlowTask(clock), SlowSource(clock), settings, evaluate=evaluate)
+    assert report.resumed_from == 10
+    assert report.seconds == 20 * 4 + 10 * 31
+    shares = {row["step"]: row["loader_share"] for row in read_metrics(tmp_path) if row["kind"] == "train"}
+    slow = round(1 / 31, 4)
+    assert shares == {4: 0.25, 8: 0.25, 12: 0.25, 16: 0.25, 20: 0.25, 24: slow, 28: slow, 30: slow}
+    assert "loader_share" not in report.metrics  # it is no property of what was trained
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:

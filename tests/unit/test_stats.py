@@ -5,7 +5,15 @@ import pytest
 from scipy.stats import binom, binomtest
 
 from worldmodel.errors import ConfigError
-from worldmodel.evaluation.stats import quantile, success_interval, success_rate, wilson_interval
+from worldmodel.evaluation.stats import (
+    Outcomes,
+    clustered_difference,
+    clustered_interval,
+    quantile,
+    success_interval,
+    success_rate,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
@@ -51,3 +59,59 @@ def test_quantile() -> None:
     assert quantile([], 0.5) is None
     with pytest.raises(ConfigError, match="share"):
         quantile([1.0], 1.5)
+
+
+def arm(rates: list[float], tasks: int = 200, seed: int = 0) -> Outcomes:
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.random(tasks) < rate for rate in rates])
+
+
+def test_clustered_interval_is_wilson_for_one_seed_and_at_the_edges() -> None:
+    one = arm([0.4])
+    assert clustered_interval(one) == wilson_interval(int(one.sum()), 200)
+    assert clustered_interval(np.zeros((3, 50), np.bool_)) == wilson_interval(0, 50)
+    assert clustered_interval(np.ones((3, 50), np.bool_)) == wilson_interval(50, 50)
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    alike, apart = arm([0.5, 0.5, 0.5]), arm([0.2, 0.5, 0.8])
+    width = [high - low for low, high in (clustered_interval(alike), clustered_interval(apart))]
+    assert width[1] > 2 * width[0]
+
+
+def test_the_difference_of_shared_tasks_is_sharper_than_that_of_different_ones() -> None:
+    hard = np.random.default_rng(1).random(300)  # the same tasks are hard for both
+    first, second = (hard < 0.6)[None], (hard < 0.5)[None]
+    low, high = clustered_difference(first, second)
+    assert low > 0
+    shuffled = second[:, np.random.default_rng(2).permutation(300)]
+    loose = clustered_difference(first, shuffled)
+    assert loose[1] - loose[0] > 1.5 * (high - low)
+
+
+def test_the_difference_covers_the_truth_about_as_often_as_it_says() -> None:
+    """100 experiments with two arms of equal success: the interval should hold 0 in about 95 of them."""
+    hits = 0
+    for trial in range(100):
+        low, high = clustered_difference(arm([0.5], 80, 2 * trial), arm([0.5], 80, 2 * trial + 1), seed=trial)
+        hits += low <= 0 <= high
+    assert 88 <= hits <= 100
+
+
+def test_differences_are_reproducible_and_antisymmetric_in_sign() -> None:
+    first, second = arm([0.7, 0.6], seed=3), arm([0.3, 0.4], seed=4)
+    assert clustered_difference(first, second) == clustered_difference(first, second)
+    assert clustered_difference(first, second)[0] > 0 > clustered_difference(second, first)[1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "named"),
+    [
+        (np.zeros((0, 5), np.bool_), np.zeros((1, 5), np.bool_), "at least one"),
+        (np.zeros(5, np.bool_), np.zeros((1, 5), np.bool_), "seeds, tasks"),
+        (np.zeros((1, 5), np.bool_), np.zeros((1, 6), np.bool_), "same tasks"),
+    ],
+)
+def test_outcomes_that_cannot_be_compared_are_refused(first: Outcomes, second: Outcomes, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        clustered_difference(first, second)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.table import Table
 
-from worldmodel.commands import collect, evaluate, pretrain, train
+from worldmodel.commands import collect, evaluate, low_label, pretrain, train
 from worldmodel.commands.run import Outcome, Run, RunSettings
+from worldmodel.commands.stages import StageBook
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.manifest import load_manifest
 
 STAGES_FILE = "stages.json"
-_FREE_KEYS = ("workers", "batch", "run_dir")  # outcomes do not depend on them
 
 
 @dataclass(kw_only=True)
@@ -34,6 +32,7 @@ class Settings(RunSettings):
         train: Fourth stage.
         evaluate_reach: Fifth stage.
         evaluate_push: Last stage.
+        low_label: A comparison to run on the recording of `collect_push` instead of the other stages.
     """
 
     name: str
@@ -45,6 +44,7 @@ class Settings(RunSettings):
     train: train.Settings
     evaluate_reach: evaluate.Settings
     evaluate_push: evaluate.Settings
+    low_label: low_label.LowLabelConfig = field(default_factory=low_label.LowLabelConfig)
 
 
 STAGES: dict[str, Callable[[Any, Run], Outcome]] = {
@@ -59,9 +59,11 @@ STAGES: dict[str, Callable[[Any, Run], Outcome]] = {
 
 def run(settings: Settings, run: Run) -> Outcome:
     """Run the stages that are not done yet, then show minutes and results."""
+    if settings.low_label.arms:
+        return _compare(settings, run)
     for evaluation in (settings.evaluate_reach, settings.evaluate_push):
         _check_manifest(evaluation)
-    book = _StageBook(run.folder / STAGES_FILE)
+    book = StageBook(run.folder / STAGES_FILE)
     for name in STAGES:
         book.check(name, getattr(settings, name))
     for number, (name, function) in enumerate(STAGES.items(), start=1):
@@ -88,6 +90,16 @@ def run(settings: Settings, run: Run) -> Outcome:
     return Outcome(record=record, report=report)
 
 
+def _compare(settings: Settings, run: Run) -> Outcome:
+    """Record once, then run the cells of the comparison that are missing."""
+    comparison = low_label.Comparison(settings.low_label, settings.data, settings.workers, run)
+    comparison.check()
+    stage = replace(run, folder=run.folder / "collect")
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    collect.run(replace(settings.collect_push, env=settings.low_label.env), stage)
+    return comparison.run()
+
+
 def _check_manifest(settings: evaluate.Settings) -> None:
     """Find out now, and not after an hour, that an evaluation lacks its manifest or asks for too many tasks.
 
@@ -103,67 +115,7 @@ def _check_manifest(settings: evaluate.Settings) -> None:
         )
 
 
-class _StageBook:
-    """Which stages are done, with which settings, how long they took and what came out."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stages: dict[str, Any] = {}
-        if path.is_file():
-            try:
-                self._stages = json.loads(path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"{path} is damaged; remove it to run every stage again") from error
-
-    def has(self, name: str) -> bool:
-        return name in self._stages
-
-    def minutes(self, name: str) -> float:
-        return float(self._stages[name]["seconds"]) / 60
-
-    def record(self, name: str) -> dict[str, Any]:
-        return dict(self._stages[name]["record"])
-
-    def check(self, name: str, settings: Any) -> None:
-        """Refuse to mix settings in one folder.
-
-        Raises:
-            ConfigError: The stage is done with other settings; names the first difference.
-        """
-        if not self.has(name):
-            return
-        before, now = _flat(self._stages[name]["settings"]), _flat(_essence(settings))
-        for key in sorted({*before, *now}):
-            if before.get(key) != now.get(key):
-                raise ConfigError(
-                    f"{self._path.parent} holds {name} done with {key}={before.get(key)}, asked for {now.get(key)}; "
-                    "choose another run_dir"
-                )
-
-    def add(self, name: str, settings: Any, seconds: float, record: dict[str, Any]) -> None:
-        self._stages[name] = {"settings": _essence(settings), "seconds": seconds, "record": record}
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._stages, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self._path)
-
-
-def _essence(settings: Any) -> dict[str, Any]:
-    """JSON form of the settings an outcome depends on."""
-    essence: dict[str, Any] = json.loads(
-        json.dumps({key: value for key, value in asdict(settings).items() if key not in _FREE_KEYS})
-    )
-    return essence
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _minutes_table(book: _StageBook) -> Table:
+def _minutes_table(book: StageBook) -> Table:
     table = Table(title="minutes per stage")
     table.add_column("stage")
     table.add_column("minutes", justify="right")
@@ -173,7 +125,7 @@ def _minutes_table(book: _StageBook) -> Table:
     return table
 
 
-def _results_table(book: _StageBook) -> Table:
+def _results_table(book: StageBook) -> Table:
     table = Table(title="held at the end, 95 % Wilson interval")
     for heading in ("task", "model", "random", "no-op", "oracle", "replan p50"):
         table.add_column(heading, justify="left" if heading == "task" else "right")

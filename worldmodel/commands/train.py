@@ -1,4 +1,4 @@
-"""`worldmodel train`: latent head and action predictor on the features of a frozen encoder."""
+"""`worldmodel train`: latent head and action predictor on the features of a frozen encoder, or end to end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from worldmodel.commands.run import CHECKPOINT_LICENCE, Outcome, Run, RunSetting
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
+from worldmodel.learning import cloning
 from worldmodel.learning.dynamics import DynamicsConfig, DynamicsTask, validation_losses
-from worldmodel.learning.features import FrameStore, cached_features
+from worldmodel.learning.end_to_end import frame_store
+from worldmodel.learning.features import FrameStore, cached_features, encode_all
 from worldmodel.learning.fit import FitReport, fit
 from worldmodel.learning.open_loop import OpenLoopReport, open_loop_report
 from worldmodel.learning.temporal_distance import (
@@ -27,6 +29,7 @@ from worldmodel.learning.temporal_distance import (
 from worldmodel.models.checkpoint import load_encoder, save_checkpoint
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.frozen_encoders import EncoderConfig, build_encoder
+from worldmodel.models.policy_checkpoint import save_policy
 from worldmodel.models.temporal_distance import TemporalDistance
 from worldmodel.models.vit import ViTConfig
 
@@ -92,8 +95,9 @@ def run(settings: Settings, run: Run) -> Outcome:
     if settings.horizon < 1:
         raise ConfigError(f"horizon must be >= 1, got {settings.horizon}")
     dataset = EpisodeDataset.open(settings.data)
+    what = "dynamics" if settings.frozen else "encoder and dynamics"
     run.note(
-        f"Learning the {settings.latent} dynamics of {', '.join(dataset.env_ids)} from {len(dataset)} episodes in "
+        f"Learning the {settings.latent} {what} of {', '.join(dataset.env_ids)} from {len(dataset)} episodes in "
         f"{settings.steps} steps"
     )
     run.kept = f"the last saved step is in {run.folder}; continue with run_dir={run.folder}"
@@ -104,7 +108,7 @@ def run(settings: Settings, run: Run) -> Outcome:
     )
     distance = _fit_distance(settings, task, material, run)
     task.cpu()
-    model = task.world_model(material.encoder.cpu(), distance)
+    model = task.world_model(material.encoder.cpu() if settings.frozen else None, distance)
     out = Path(settings.out) if settings.out is not None else run.folder / "checkpoint"
     save_checkpoint(out, model, card_of(settings, dataset, report, open_loop), encoder_dtype=settings.encoder_dtype)
     (run.folder / "open_loop.json").write_text(open_loop.to_json() + "\n", encoding="utf-8")
@@ -116,6 +120,46 @@ def run(settings: Settings, run: Run) -> Outcome:
         "open_loop": asdict(open_loop),
     }
     return Outcome(record=record, report=(*open_loop.tables(), f"checkpoint: {out}"))
+
+
+def clone(settings: Settings, run: Run) -> Outcome:
+    """Clone behaviour instead of learning dynamics, on the same features, episodes and sizes; saves a policy.
+
+    What has no meaning without a predictor (rollouts, loss weights, the temporal distance) is not looked at.
+
+    Raises:
+        ConfigError: The encoder is not frozen.
+    """
+    if not settings.frozen:
+        raise ConfigError("behaviour is cloned on the features of a frozen encoder; set frozen=true")
+    dataset = EpisodeDataset.open(settings.data)
+    run.note(
+        f"Cloning the behaviour in {len(dataset)} episodes of {', '.join(dataset.env_ids)}, {settings.steps} steps"
+    )
+    run.kept = f"the last saved step is in {run.folder}; continue with run_dir={run.folder}"
+    material = _material(settings, dataset, run)
+    shared = ("action_block", "batch_size", "steps", "lr", "weight_decay", "warmup_steps", "clip_norm", "seed")
+    policy, report = cloning.clone(
+        cloning.CloningConfig(head=settings.compact_head, **{name: getattr(settings, name) for name in shared}),
+        dataset,
+        material.encoder,
+        material.store,
+        material.train_ids,
+        val_ids=material.val_ids,
+        run_dir=run.folder,
+        eval_every=settings.eval_every,
+        precision=settings.precision,
+        progress=run.progress,
+    )
+    out = Path(settings.out) if settings.out is not None else run.folder / "checkpoint"
+    save_policy(out, policy, card_of(settings, dataset, report, None), encoder_dtype=settings.encoder_dtype)
+    record = {
+        "checkpoint": str(out),
+        "steps": report.step,
+        "minutes": round(report.seconds / 60, 2),
+        "metrics": numbers_of(report),
+    }
+    return Outcome(record=record, report=(f"checkpoint: {out}",))
 
 
 def labelled(train_ids: NDArray[np.int64], count: int | None, seed: int) -> NDArray[np.int64]:
@@ -161,31 +205,41 @@ def retap(encoder: Encoder, taps: tuple[int, ...]) -> Encoder:
 
 
 def card_of(
-    settings: Settings, dataset: EpisodeDataset, report: FitReport, open_loop: OpenLoopReport
+    settings: Settings, dataset: EpisodeDataset, report: FitReport, open_loop: OpenLoopReport | None
 ) -> dict[str, Any]:
-    """Facts that travel with the checkpoint."""
+    """Facts that travel with the checkpoint; a policy has no open-loop report."""
     return {
         "licence": CHECKPOINT_LICENCE,
         "data": {"hash": dataset.content_hash, "episodes": len(dataset), "frames": dataset.num_frames},
         "env_ids": list(dataset.env_ids),
         "encoder": asdict(settings.encoder),
+        "frozen": settings.frozen,
         "steps": report.step,
         "minutes": round(report.seconds / 60, 2),
         "seed": settings.seed,
         "hardware": hardware_facts(),
-        "metrics": {**numbers_of(report), **open_loop.scalars()},
+        "metrics": {**numbers_of(report), **({} if open_loop is None else open_loop.scalars())},
     }
 
 
 def _material(settings: Settings, dataset: EpisodeDataset, run: Run) -> _Material:
     encoder = make_encoder(settings.encoder, settings.seed).to(_device())
-    with counted("encoding frames", run.progress) as progress:
-        features = cached_features(dataset, encoder, settings.cache_dir, progress=progress)
     train_ids, val_ids = dataset.split(settings.validation_fraction, settings.seed)
     train_ids = labelled(train_ids, settings.labelled_episodes, settings.seed)
-    return _Material(
-        encoder=encoder, store=FrameStore.from_dataset(dataset, features), train_ids=train_ids, val_ids=val_ids
-    )
+    if settings.frozen and settings.labelled_episodes is None:
+        with counted("encoding frames", run.progress) as progress:
+            features = cached_features(dataset, encoder, settings.cache_dir, progress=progress)
+        store = FrameStore.from_dataset(dataset, features)
+        return _Material(encoder=encoder, store=store, train_ids=train_ids, val_ids=val_ids)
+    with busy("reading frames", run.progress):
+        store = frame_store(dataset, np.concatenate([train_ids, val_ids]))
+    if settings.frozen:  # a few episodes, encoded sooner than the whole file would be into the cache
+        with counted("encoding frames", run.progress) as progress:
+            store = replace(
+                store, features=encode_all(encoder, np.asarray(store.features, np.uint8), progress=progress)
+            )
+    train_ids, val_ids = np.split(np.arange(len(store.episode_len)), [len(train_ids)])
+    return _Material(encoder=encoder, store=store, train_ids=train_ids, val_ids=val_ids)
 
 
 def _fit(settings: Settings, dataset: EpisodeDataset, material: _Material, run: Run) -> tuple[DynamicsTask, FitReport]:
@@ -194,6 +248,7 @@ def _fit(settings: Settings, dataset: EpisodeDataset, material: _Material, run: 
         settings.model_spec(dataset),
         num_tokens=material.encoder.num_tokens,
         embed_dim=material.encoder.embed_dim,
+        encoder=None if settings.frozen else material.encoder,
     )
     task.fit_statistics(material.store, material.train_ids)
     held_out = task.sampler(material.store, material.val_ids, seed=settings.seed + 1)
@@ -226,7 +281,7 @@ def _fit_distance(settings: Settings, task: DynamicsTask, material: _Material, r
     if settings.temporal_distance.steps == 0 or settings.latent != "compact":
         return None
     with busy("computing latents", run.progress):
-        latents = all_latents(task.head.cpu().eval(), material.store.features)
+        latents = all_latents(task.head.eval(), material.store.features)
     pairs = PairSampler(
         latents,
         material.store,

@@ -18,6 +18,7 @@ from rich.table import Table
 from worldmodel.control.agents import MPCAgent
 from worldmodel.control.collect import spec_of
 from worldmodel.control.objectives import Objective, default_objective
+from worldmodel.control.policy_agent import PolicyAgent
 from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.evaluation.episodes import EpisodeResult, EpisodeRun
@@ -25,7 +26,8 @@ from worldmodel.evaluation.manifest import Manifest, load_manifest
 from worldmodel.evaluation.runlog import RunLog, describe
 from worldmodel.evaluation.runs import Schedule, identity_of, run_manifest
 from worldmodel.evaluation.stats import quantile, success_interval, success_rate
-from worldmodel.models.checkpoint import load_checkpoint, read_card, resolve_checkpoint
+from worldmodel.models.checkpoint import EnvSpec, load_checkpoint, read_card, resolve_checkpoint
+from worldmodel.models.policy_checkpoint import is_policy, load_policy
 from worldmodel.models.world_model import WorldModel
 from worldmodel.planners.base import Planner
 from worldmodel.planners.cem import CEM
@@ -41,7 +43,8 @@ class EvaluateConfig:
     Attributes:
         env: Environment, short name or id.
         episodes: The first so many tasks of the manifest.
-        checkpoint: Folder of a checkpoint, the name of a shipped one, or "shipped".
+        checkpoint: Folder of a checkpoint (world model or policy), the name of a shipped one, or "shipped". A policy
+            does not plan: planner, objective and replan_every are of no consequence to it.
         workers: Processes, one thread each; outcomes do not depend on it.
         planner: Search in latent space; None means CEM over actions held for a model step.
         objective: What the search minimises; None means the model's default (`default_objective`).
@@ -106,6 +109,36 @@ class ModelAgents:
             CheckpointError: As `world_model`.
         """
         return MPCAgent(self.world_model(), self.planner, self.objective, replan_every=self.replan_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyAgents:
+    """Builds agents that follow a policy checkpoint; `policy_agents` makes one.
+
+    Attributes:
+        checkpoint: Folder.
+        checkpoint_hash: Of weights and settings; a folder that was overwritten meanwhile is refused.
+        image_size: Side of the frames the policy takes, pixels.
+        needs_pixels: Always True.
+    """
+
+    checkpoint: Path
+    checkpoint_hash: str
+    image_size: int
+    needs_pixels: bool = True
+
+    def identity(self) -> dict[str, Any]:
+        """The hash of the weights; where the folder lies does not matter."""
+        return {key: value for key, value in describe(self).items() if key != "checkpoint"}
+
+    def build(self) -> PolicyAgent:
+        """Make an agent in this process.
+
+        Raises:
+            CheckpointError: The folder no longer holds the checkpoint that was asked for.
+        """
+        _check_hash(self.checkpoint, self.checkpoint_hash)
+        return PolicyAgent(load_policy(self.checkpoint))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +226,8 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> EvalResult:
     manifest = load_manifest(env_id if config.manifest == "shipped" else config.manifest)
     if manifest.env_id != env_id:
         raise ConfigError(f"manifest {config.manifest} is for {manifest.env_id}, not for env={config.env}")
-    factory = model_agents(config, env_id)
+    folder = resolve_checkpoint(config.checkpoint, env_id)
+    factory = policy_agents(folder, env_id) if is_policy(folder) else model_agents(config, env_id)
     log = None
     if config.run_dir is not None:
         log = RunLog(Path(config.run_dir), identity_of(manifest, factory, schedule))
@@ -218,11 +252,7 @@ def model_agents(config: EvaluateConfig, env_id: str) -> ModelAgents:
     if not 1 <= config.replan_every <= planner.horizon:
         raise ConfigError(f"replan_every must be in [1, planner.horizon={planner.horizon}], got {config.replan_every}")
     image_size = world_model.spec.image_size
-    env = make_env(env_id, image_size=image_size, render=False)
-    try:
-        load_checkpoint(folder, env_spec=spec_of(env, env_id, image_size))
-    finally:
-        env.close()
+    load_checkpoint(folder, env_spec=_env_spec(env_id, image_size))
     return ModelAgents(
         checkpoint=folder,
         checkpoint_hash=identity,
@@ -231,6 +261,22 @@ def model_agents(config: EvaluateConfig, env_id: str) -> ModelAgents:
         replan_every=config.replan_every,
         image_size=image_size,
     )
+
+
+def policy_agents(checkpoint: str | Path, env_id: str) -> PolicyAgents:
+    """Resolve and check a policy checkpoint against an environment.
+
+    Args:
+        checkpoint: Its folder.
+        env_id: Environment it is to serve.
+
+    Raises:
+        CheckpointError: Missing, corrupt, no policy, or not made for the environment.
+    """
+    folder = resolve_checkpoint(checkpoint).resolve()
+    image_size = load_policy(folder).spec.image_size
+    load_policy(folder, env_spec=_env_spec(env_id, image_size))
+    return PolicyAgents(checkpoint=folder, checkpoint_hash=checkpoint_hash(folder), image_size=image_size)
 
 
 def checkpoint_hash(folder: Path) -> str:
@@ -272,10 +318,23 @@ def hardware() -> dict[str, Any]:
 @lru_cache(maxsize=2)
 def _load_once(folder: Path, expected_hash: str) -> WorldModel:
     """Weights of a checkpoint, kept for the blocks that follow in this process."""
+    _check_hash(folder, expected_hash)
+    return load_checkpoint(folder)
+
+
+def _check_hash(folder: Path, expected_hash: str) -> None:
     found = checkpoint_hash(folder)
     if found != expected_hash:
         raise CheckpointError(f"{folder} changed during the run: hash {found[:12]}, started with {expected_hash[:12]}")
-    return load_checkpoint(folder)
+
+
+def _env_spec(env_id: str, image_size: int) -> EnvSpec:
+    """What a checkpoint has to fit to serve an environment."""
+    env = make_env(env_id, image_size=image_size, render=False)
+    try:
+        return spec_of(env, env_id, image_size)
+    finally:
+        env.close()
 
 
 def _rates(rows: Sequence[EpisodeResult]) -> dict[str, Any]:

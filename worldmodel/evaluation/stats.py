@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import norm
 
 from worldmodel.errors import ConfigError
 
 Interval = tuple[float, float]
+Outcomes = NDArray[np.bool_]
+BOOTSTRAP_DRAWS = 10_000
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
@@ -79,3 +82,87 @@ def quantile(values: Sequence[float], share: float) -> float | None:
     if not 0 <= share <= 1:
         raise ConfigError(f"share must be in [0, 1], got {share}")
     return float(np.quantile(np.asarray(values, dtype=np.float64), share)) if len(values) else None
+
+
+def bootstrap_rates(outcomes: Outcomes, *, tasks: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Success rates under resampled seeds, on given resampled tasks.
+
+    Args:
+        outcomes: (S, T) bool, one row per training seed, one column per task.
+        tasks: (R, T) how often each task was drawn, one row per draw; arms that share them are compared on the same
+            tasks.
+        rng: Stream of the resampled seeds, independent for every arm.
+
+    Returns:
+        (R,) rates.
+    """
+    seeds = resampled(len(outcomes), rng)
+    rates: NDArray[np.float64] = np.einsum("rs,st,rt->r", seeds, outcomes, tasks, optimize=True) / outcomes.size
+    return rates
+
+
+def resampled(count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """How often each of `count` things is drawn when as many are drawn with replacement, (BOOTSTRAP_DRAWS, count)."""
+    return rng.multinomial(count, np.full(count, 1 / count), size=BOOTSTRAP_DRAWS)
+
+
+def clustered_interval(outcomes: Outcomes, *, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Percentile interval of a success rate, resampling training seeds and tasks as whole clusters.
+
+    With one seed, and at 0 and 1 where a bootstrap has no width, it is the Wilson interval over the tasks.
+
+    Args:
+        outcomes: (S, T) bool.
+        confidence: Two-sided coverage, in (0, 1).
+        seed: Of the resampling.
+
+    Raises:
+        ConfigError: There are no outcomes, or the confidence is out of range.
+    """
+    _check_outcomes(outcomes, confidence)
+    trials = outcomes.shape[1]
+    if len(outcomes) == 1 or outcomes.all() or not outcomes.any():
+        return wilson_interval(int(outcomes[0].sum()), trials, confidence)
+    rng = np.random.default_rng(seed)
+    rates = bootstrap_rates(outcomes, tasks=resampled(trials, rng), rng=rng)
+    return _percentiles(rates, confidence)
+
+
+def clustered_difference(first: Outcomes, second: Outcomes, *, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Percentile interval of the difference of two success rates on the same tasks.
+
+    Tasks are resampled together, training seeds of each arm on their own. With few seeds it is too narrow: three
+    seeds hardly show how much seeds differ.
+
+    Args:
+        first: (S1, T) bool.
+        second: (S2, T) bool, the same tasks in the same order.
+        confidence: Two-sided coverage, in (0, 1).
+        seed: Of the resampling.
+
+    Returns:
+        Interval of rate(first) - rate(second).
+
+    Raises:
+        ConfigError: There are no outcomes, the tasks differ in number, or the confidence is out of range.
+    """
+    _check_outcomes(first, confidence)
+    _check_outcomes(second, confidence)
+    if first.shape[1] != second.shape[1]:
+        raise ConfigError(f"arms must be judged on the same tasks, got {first.shape[1]} and {second.shape[1]}")
+    rng = np.random.default_rng(seed)
+    tasks = resampled(first.shape[1], rng)
+    difference = bootstrap_rates(first, tasks=tasks, rng=rng) - bootstrap_rates(second, tasks=tasks, rng=rng)
+    return _percentiles(difference, confidence)
+
+
+def _check_outcomes(outcomes: Outcomes, confidence: float) -> None:
+    if outcomes.ndim != 2 or outcomes.size == 0:
+        raise ConfigError(f"outcomes must be (seeds, tasks) with at least one of each, got shape {outcomes.shape}")
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence must be in (0, 1), got {confidence}")
+
+
+def _percentiles(values: NDArray[np.float64], confidence: float) -> Interval:
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -3,7 +3,7 @@
 The compact recipe (docs: learned.md) has no teacher and no labels: multi-step and one-step prediction, an inverse
 model that keeps what actions change, SIGReg against collapse, and proprioception read from the image latent, which
 every robot measures and which keeps the arm localised. The patch recipe trains the predictor alone, in a space that
-is fixed.
+is fixed. With `frozen=False` the encoder is trained as well, on raw frames (`end_to_end.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch.nn import functional
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import ConfigError
-from worldmodel.learning.features import FrameStore, TrajectoryBatch, TrajectorySampler
+from worldmodel.learning.end_to_end import PixelHead
+from worldmodel.learning.features import FrameStore, TrajectoryBatch, TrajectorySampler, head_input
 from worldmodel.learning.fit import to_device
 from worldmodel.learning.fit_config import FitConfig
 from worldmodel.learning.reconstruction import SketchDecoder
@@ -28,12 +29,9 @@ from worldmodel.learning.sigreg import sigreg
 from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
 from worldmodel.models.encoders import Encoder
-from worldmodel.models.latent_head import CompactHeadConfig, HeadConfig, IdentityHeadConfig, build_head
+from worldmodel.models.latent_head import CompactHeadConfig, HeadConfig, IdentityHeadConfig, LatentHead, build_head
 from worldmodel.models.temporal_distance import TemporalDistance
 from worldmodel.models.world_model import LATENTS, ModelSpec, WorldModel
-
-STATISTICS_FRAMES = 8192
-"""Training frames from which the token statistics are taken; more do not change them visibly."""
 
 
 @dataclass(kw_only=True)
@@ -73,11 +71,15 @@ class DynamicsConfig:
 
     Attributes:
         latent: "compact" (one vector per frame) or "patch" (one per patch).
+        frozen: Keep the encoder as it is. False trains it together with the compact latent, from raw frames; the tokens
+            then move, so `weights.reconstruction` must be 0.
+        encoder_lr_scale: Learning rate of an encoder in training over that of the rest, > 0.
         action_block: Consecutive env actions in one model step.
         rollout_steps: Model steps of the open-loop rollout in the loss.
         weights: Weight of each loss term.
-        stop_gradient_targets: Predict detached latents. Off by default: SIGReg and the inverse model prevent collapse,
-            and gradients through the target make the latent predictable.
+        target_gradient: Share of the prediction error's gradient that reaches the predicted latents themselves, in
+            [0, 1]; 0 is a stop-gradient. With all of it the latent drops what is hard to predict, a pushed object
+            first; without it, small moves of the gripper blur (docs/log.md).
         sigreg_directions: Random directions SIGReg looks along, per step.
         sketch_dim: Numbers per token that the reconstruction term asks for.
         compact_head: Head of the compact latent.
@@ -95,10 +97,12 @@ class DynamicsConfig:
     """
 
     latent: str = "compact"
+    frozen: bool = True
+    encoder_lr_scale: float = 1.0
     action_block: int = 3
     rollout_steps: int = 4
     weights: LossWeights = field(default_factory=LossWeights)
-    stop_gradient_targets: bool = False
+    target_gradient: float = 0.3
     sigreg_directions: int = 256
     sketch_dim: int = 8
     compact_head: CompactHeadConfig = field(default_factory=CompactHeadConfig)
@@ -120,8 +124,22 @@ class DynamicsConfig:
         for name in ("action_block", "rollout_steps", "sigreg_directions", "sketch_dim", "batch_size", "steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 <= self.target_gradient <= 1:
+            raise ConfigError(f"target_gradient must be in [0, 1], got {self.target_gradient}")
         if not 0 < self.validation_fraction < 1:
             raise ConfigError(f"validation_fraction must be in (0, 1), got {self.validation_fraction}")
+        if self.encoder_lr_scale <= 0:
+            raise ConfigError(f"encoder_lr_scale must be > 0, got {self.encoder_lr_scale}; frozen=true trains nothing")
+        if not self.frozen and self.latent != "compact":
+            raise ConfigError(
+                f"frozen=false needs latent=compact, got {self.latent}: no loss keeps the patch latent of a moving "
+                "encoder from collapsing"
+            )
+        if not self.frozen and self.weights.reconstruction > 0:
+            raise ConfigError(
+                f"weights.reconstruction={self.weights.reconstruction} asks for fixed tokens, but frozen=false lets "
+                "them move; set weights.reconstruction=0"
+            )
 
     def fit_config(self, *, run_dir: str | None = None, eval_every: int = 0, precision: str = "auto") -> FitConfig:
         """Settings of the training loop."""
@@ -141,16 +159,21 @@ class DynamicsConfig:
 
     def model_spec(self, dataset: EpisodeDataset) -> ModelSpec:
         """What a model trained on `dataset` under this config is for."""
-        return ModelSpec(
-            env_ids=dataset.env_ids,
-            action_dim=dataset.spec.action_dim,
-            action_low=dataset.spec.action_low,
-            action_high=dataset.spec.action_high,
-            action_block=self.action_block,
-            image_size=dataset.spec.image_size,
-            proprio_names=dataset.spec.proprio_names,
-            latent=self.latent,
-        )
+        return spec_of_data(dataset, action_block=self.action_block, latent=self.latent)
+
+
+def spec_of_data(dataset: EpisodeDataset, *, action_block: int, latent: str = "compact") -> ModelSpec:
+    """What a model trained on `dataset` is for."""
+    return ModelSpec(
+        env_ids=dataset.env_ids,
+        action_dim=dataset.spec.action_dim,
+        action_low=dataset.spec.action_low,
+        action_high=dataset.spec.action_high,
+        action_block=action_block,
+        image_size=dataset.spec.image_size,
+        proprio_names=dataset.spec.proprio_names,
+        latent=latent,
+    )
 
 
 class DynamicsTask(nn.Module):
@@ -161,15 +184,31 @@ class DynamicsTask(nn.Module):
         spec: What the model is for.
         num_tokens: Tokens per frame of the encoder.
         embed_dim: Their width.
+        encoder: The encoder to train, for `frozen=False` alone; it is taken over, not copied.
+
+    Raises:
+        ConfigError: An encoder is missing or superfluous, or has no weights.
     """
 
-    def __init__(self, config: DynamicsConfig, spec: ModelSpec, *, num_tokens: int, embed_dim: int) -> None:
+    def __init__(
+        self,
+        config: DynamicsConfig,
+        spec: ModelSpec,
+        *,
+        num_tokens: int,
+        embed_dim: int,
+        encoder: Encoder | None = None,
+    ) -> None:
         super().__init__()
+        if config.frozen == (encoder is not None):
+            got = "none" if encoder is None else type(encoder).__name__
+            raise ConfigError(f"the task needs an encoder exactly when frozen=False, got {got} and {config.frozen}")
         self.config = config
         self.spec = spec
         compact = config.latent == "compact"
         head_config: HeadConfig = config.compact_head if compact else config.patch_head
-        self.head = build_head(head_config, num_tokens=num_tokens, embed_dim=embed_dim, seed=config.seed)
+        head = build_head(head_config, num_tokens=num_tokens, embed_dim=embed_dim, seed=config.seed)
+        self.head: LatentHead | PixelHead = head if encoder is None else PixelHead(encoder, head)
         self.predictor = build_predictor(
             config.compact_predictor if compact else config.patch_predictor,
             num_tokens=self.head.num_tokens,
@@ -200,9 +239,12 @@ class DynamicsTask(nn.Module):
     def fit_statistics(self, store: FrameStore, episode_ids: NDArray[np.int64]) -> None:
         """Set the standardisation of tokens, actions and proprioception from training episodes."""
         frames = store.frames_of(episode_ids)
-        rng = np.random.default_rng(self.config.seed)
-        chosen = np.sort(rng.choice(frames, size=min(len(frames), STATISTICS_FRAMES), replace=False))
-        self.head.standardise.fit(torch.from_numpy(store.features[part]) for part in np.array_split(chosen, 32))
+        chosen = store.statistics_frames(episode_ids, self.config.seed)
+        parts = np.array_split(chosen, min(32, len(chosen)))
+        tokens = (torch.from_numpy(store.features[part]) for part in parts)
+        if isinstance(self.head, PixelHead):
+            tokens = (self.head.tokens(block) for block in tokens)
+        self.head.standardise.fit(tokens)
         if self.decoder is not None:
             self.decoder.fit(
                 self.head.standardise, torch.from_numpy(store.features[chosen[:: len(chosen) // 1024 + 1]])
@@ -225,8 +267,8 @@ class DynamicsTask(nn.Module):
         )
 
     def latents(self, features: Tensor) -> Tensor:
-        """Planning latents (B, T, N', D') float32 of frozen features (B, T, N, D)."""
-        latents: Tensor = self.head(features.float())
+        """Planning latents (B, T, N', D') float32 of features (B, T, N, D), or of frames for an encoder in training."""
+        latents: Tensor = self.head(head_input(features))
         return latents.float()
 
     def forward(self, batch: TrajectoryBatch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -241,7 +283,7 @@ class DynamicsTask(nn.Module):
         """
         weights = self.config.weights
         z = self.latents(batch.features)
-        target = z.detach() if self.config.stop_gradient_targets else z
+        target = z.detach().lerp(z, self.config.target_gradient)
         actions = self.action_normalizer(batch.actions)
         parts: dict[str, Tensor] = {}
         if weights.one_step > 0:
@@ -285,9 +327,30 @@ class DynamicsTask(nn.Module):
             parts["straightening"] = 1 - functional.cosine_similarity(move[:, :-1], move[:, 1:], dim=-1).mean()
         return parts
 
-    def world_model(self, encoder: Encoder, temporal_distance: TemporalDistance | None = None) -> WorldModel:
-        """World model of the present weights; a copy, so training may go on."""
-        parts = (encoder, self.head, self.predictor, self.action_normalizer, self.proprio_normalizer)
+    def lr_scale(self, name: str) -> float:
+        """Share of the learning rate that the parameter `name` gets; see `fit.Rates`."""
+        return self.config.encoder_lr_scale if name.startswith("head.encoder.") else 1.0
+
+    def world_model(
+        self, encoder: Encoder | None = None, temporal_distance: TemporalDistance | None = None
+    ) -> WorldModel:
+        """World model of the present weights; a copy, so training may go on.
+
+        Args:
+            encoder: The frozen encoder that gave the features; None for the one in training.
+            temporal_distance: Learned number of steps between two latents, or None.
+
+        Raises:
+            ConfigError: An encoder is missing, or given beside the one in training.
+        """
+        head = self.head
+        if isinstance(head, PixelHead):
+            if encoder is not None:
+                raise ConfigError("the model holds the encoder that was trained; call world_model without one")
+            encoder, head = head.encoder, head.head
+        if encoder is None:
+            raise ConfigError("frozen=True keeps no encoder; give world_model the one that gave the features")
+        parts = (encoder, head, self.predictor, self.action_normalizer, self.proprio_normalizer)
         return WorldModel(*copy.deepcopy(parts), spec=self.spec, temporal_distance=copy.deepcopy(temporal_distance))
 
 

@@ -27,6 +27,8 @@ from worldmodel.models.encoders import Encoder
 
 PREPROCESSING = "encode_frames/float16/1"
 """Part of the cache key; change it whenever the way from pixels to stored features changes."""
+STATISTICS_FRAMES = 8192
+"""Training frames from which token statistics are taken; more do not change them visibly."""
 _FRAMES_PER_FLUSH = 2048
 
 Progress = Callable[[int, int], None]
@@ -150,12 +152,33 @@ def encode_block(encoder: Encoder, pixels: NDArray[np.uint8]) -> NDArray[np.floa
     return block
 
 
+def encode_all(
+    encoder: Encoder, pixels: NDArray[np.uint8], *, batch_size: int = 64, progress: Progress | None = None
+) -> NDArray[np.float16]:
+    """Encode frames (F, Y, X, 3) to (F, N, D) float16, `batch_size` at a time.
+
+    Raises:
+        DataError: A feature is not finite in float16.
+    """
+    features = np.empty((len(pixels), encoder.num_tokens, encoder.embed_dim), np.float16)
+    for start in range(0, len(pixels), batch_size):
+        features[start : start + batch_size] = encode_block(encoder, pixels[start : start + batch_size])
+        if progress is not None:
+            progress(min(start + batch_size, len(pixels)), len(pixels))
+    return features
+
+
+def head_input(features: Tensor) -> Tensor:
+    """What a head computes on: features in float32, raw frames (uint8) as they are."""
+    return features if features.dtype == torch.uint8 else features.float()
+
+
 @dataclass(kw_only=True)
 class FrameStore:
     """Everything the dynamics are learned from, row-aligned with the frames of a data set.
 
     Attributes:
-        features: (F, N, D) float16 frozen features.
+        features: (F, N, D) float16 frozen features, or (F, Y, X, 3) uint8 frames for an encoder in training.
         action: (F, A_env) float32, env units; the row of an episode's last frame is zero.
         proprio: (F, P) float32, env units.
         privileged: (F, G) float32 true quantities, for probes only; no loss reads them.
@@ -164,7 +187,7 @@ class FrameStore:
         episode_len: (E,) frames of each episode.
     """
 
-    features: NDArray[np.float16]
+    features: NDArray[np.float16] | NDArray[np.uint8]
     action: NDArray[np.float32]
     proprio: NDArray[np.float32]
     privileged: NDArray[np.float32]
@@ -190,6 +213,12 @@ class FrameStore:
         spans = [np.arange(self.episode_len[i]) + self.episode_start[i] for i in episode_ids]
         return np.concatenate(spans) if spans else np.empty(0, np.int64)
 
+    def statistics_frames(self, episode_ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+        """Up to `STATISTICS_FRAMES` frames of the episodes, drawn by the seed, sorted."""
+        frames = self.frames_of(episode_ids)
+        rng = np.random.default_rng(seed)
+        return np.sort(rng.choice(frames, size=min(len(frames), STATISTICS_FRAMES), replace=False))
+
     def windows(self, episode_ids: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
         """First frames of all windows that span `reach` frames beyond their first and stay inside one episode."""
         spans = [np.arange(max(self.episode_len[i] - reach, 0)) + self.episode_start[i] for i in episode_ids]
@@ -201,7 +230,7 @@ class TrajectoryBatch:
     """Sub-trajectories at model-step rate.
 
     Attributes:
-        features: (B, T, N, D) frozen features.
+        features: (B, T, N, D) frozen features, or (B, T, Y, X, 3) uint8 frames.
         actions: (B, T-1, A) flat model actions between the frames, env units.
         proprio: (B, T, P) env units.
         frames: (B, T) frame numbers in the data set.

@@ -26,7 +26,17 @@ from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.learning.fit_config import FitConfig, cosine, has_native_bf16, learning_rate, step_generator
 from worldmodel.learning.run_state import MetricsFile, RunState, load_run, save_run
 
-__all__ = ["BatchSource", "DivergenceError", "Evaluate", "FitConfig", "FitReport", "StepHook", "fit", "to_device"]
+__all__ = [
+    "BatchSource",
+    "DivergenceError",
+    "Evaluate",
+    "FitConfig",
+    "FitReport",
+    "Rates",
+    "StepHook",
+    "fit",
+    "to_device",
+]
 
 
 class DivergenceError(WorldModelError, ArithmeticError):
@@ -52,6 +62,14 @@ class StepHook(Protocol):
 
     def after_step(self, step: int, total_steps: int) -> None:
         """`step` optimiser steps of `total_steps` are done."""
+
+
+@runtime_checkable
+class Rates(Protocol):
+    """A task some of whose parameters learn more slowly than the others."""
+
+    def lr_scale(self, name: str) -> float:
+        """Share of the learning rate that the parameter of that name gets."""
 
 
 Evaluate = Callable[[int], Mapping[str, float | str]]
@@ -124,11 +142,13 @@ def fit(
 ) -> FitReport:
     """Train `task`, resuming from `config.run_dir` when it holds an unfinished run.
 
-    A killed run that is resumed ends with the same bits as an uninterrupted one (CPU, same thread count).
+    A killed run that is resumed ends with the same bits as an uninterrupted one (CPU, same thread count). Each row of
+    training metrics says which share of the training time the batches took (`loader_share`).
 
     Args:
         task: forward(batch, generator) -> {"loss": scalar tensor, further scalars}. If it has
-            `after_step(step, total_steps)`, that is called after each optimiser step.
+            `after_step(step, total_steps)`, that is called after each optimiser step; if it has `lr_scale(name)`,
+            that is the share of the learning rate each parameter gets.
         batches: Where batches come from; its state is part of the checkpoint.
         config: Optimisation and bookkeeping.
         evaluate: Called in eval mode, without gradients, every `eval_every` steps and at the end.
@@ -190,6 +210,8 @@ class _Loop:
         self.sums: dict[str, Any] = {}
         self.count = 0
         self.seconds = 0.0
+        self.loading = 0.0  # seconds that the batches took since the last row (of this call)
+        self.seconds_at_row = 0.0
         self.last_row: dict[str, Any] = {}
         self.last_evaluation: dict[str, Any] = {}
 
@@ -206,7 +228,7 @@ class _Loop:
         self.batches.load_state_dict(state.batches)
         self.sums, self.count = dict(state.window["sums"]), int(state.window["count"])
         self.last_row, self.last_evaluation = state.window["last_row"], state.window["last_evaluation"]
-        self.seconds = state.seconds
+        self.seconds = self.seconds_at_row = state.seconds
         return state.step
 
     def train_step(self, step: int) -> None:
@@ -219,9 +241,11 @@ class _Loop:
         if config.final_weight_decay is not None:
             decay = cosine(decay, config.final_weight_decay, step / (config.stretch * config.steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"]
             group["weight_decay"] = decay if group["decays"] else 0.0
+        asked = time.perf_counter()
         batch = to_device(self.batches.next_batch(), self.fabric.device)
+        self.loading += time.perf_counter() - asked
         generator = step_generator(config.seed, step, self.fabric.device, self.fabric.global_rank)
         parts = self.model(_Sealed(batch), generator)
         self.wrapped.zero_grad(set_to_none=True)
@@ -246,8 +270,10 @@ class _Loop:
             self._settle(done)
         if last or done % config.log_every == 0:
             means = {name: value / self.count for name, value in self.sums.items()}
-            self.last_row = {"kind": "train", "step": done, **means, "lr": self.optimizer.param_groups[0]["lr"]}
-            self._append({**self.last_row, "seconds": round(self.seconds, 3)})
+            self.last_row = {"kind": "train", "step": done, **means, "lr": learning_rate(config, done - 1)}
+            share = self.loading / max(1e-9, self.seconds - self.seconds_at_row)
+            self._append({**self.last_row, "seconds": round(self.seconds, 3), "loader_share": round(share, 4)})
+            self.loading, self.seconds_at_row = 0.0, self.seconds
             self.sums, self.count = {}, 0
         if self.evaluate is not None and (last or (config.eval_every and done % config.eval_every == 0)):
             self.task.eval()
@@ -261,7 +287,9 @@ class _Loop:
 
     def _settle(self, done: int) -> None:
         """Turn the running sums into floats (the one place that waits for the device) and refuse a broken loss."""
+        started = time.perf_counter()
         self.sums = {name: float(value) for name, value in self.sums.items()}
+        self.seconds += time.perf_counter() - started  # the device works while the steps are only being queued
         if not math.isfinite(self.sums["loss"]):
             raise DivergenceError(
                 f"the loss is {self.sums['loss']} within {self.count} steps before step {done} "
@@ -303,15 +331,19 @@ def _make_fabric(config: FitConfig) -> Fabric:
 
 
 def _make_optimizer(task: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
     if not trained:
         raise ConfigError(f"{type(task).__name__} has no parameter that requires a gradient: nothing to train")
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "decays": True},
-        {"params": [p for p in trained if p.ndim < 2], "decays": False},
-    ]
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        scale = task.lr_scale(name) if isinstance(task, Rates) else 1.0
+        groups.setdefault((parameter.ndim < 2, scale), []).append(parameter)
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=betas, fused=True)
+    described = [
+        {"params": params, "decays": not is_vector, "lr_scale": scale}
+        for (is_vector, scale), params in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    return torch.optim.AdamW(described, lr=config.lr, betas=betas, fused=True)
 
 
 @contextmanager

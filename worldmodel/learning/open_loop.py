@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from worldmodel.learning.dynamics import DynamicsTask
-from worldmodel.learning.features import FrameStore, TrajectorySampler
+from worldmodel.learning.features import FrameStore, TrajectorySampler, head_input
 from worldmodel.learning.probes import fit_ridge
 from worldmodel.models.world_model import WorldModel
 
@@ -121,7 +121,8 @@ def open_loop_report(
     batch = sampler.next_batch()
     device = model.action_normalizer.mean.device
     # A few clips at a time: in float32 the features of all of them would fill a gigabyte.
-    z = torch.cat([model.head(batch.features[i : i + 64].to(device).float()).float() for i in range(0, num_clips, 64)])
+    parts = (batch.features[i : i + 64].to(device) for i in range(0, num_clips, 64))
+    z = torch.cat([model.head(head_input(part)).float() for part in parts])
     actions = model.action_normalizer(batch.actions.to(device))
     imagined = _rollout(model, z, actions)
     wrong = _rollout(model, z, actions.roll(1, dims=0))
@@ -179,7 +180,7 @@ class _Probe:
         blocks = []
         for part in np.array_split(chosen, max(1, len(chosen) // _CHUNK)):
             features = torch.from_numpy(store.features[part])[:, None].to(device)
-            blocks.append(self._flat(model.head(features.float())[:, 0]))
+            blocks.append(self._flat(model.head(head_input(features))[:, 0]))
         true = store.privileged[chosen]
         # One block that fell off the table (metres away) would rule the squared error of fit and score.
         self.limits: NDArray[np.float32] = np.percentile(true, [0.5, 99.5], axis=0).astype(np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.learning.features import FrameStore
+from worldmodel.learning.features import FrameStore, head_input
 from worldmodel.learning.fit_config import FitConfig
 from worldmodel.models.temporal_distance import TemporalDistance, TemporalDistanceConfig
 
@@ -202,10 +203,14 @@ class TemporalDistanceTask(nn.Module):
 
 
 @torch.no_grad()
-def all_latents(head: nn.Module, features: NDArray[np.float16]) -> Tensor:
-    """Latents (F, N, D) float32 of the features (F, N', D') of every frame of a data set."""
-    blocks = [
-        head(torch.from_numpy(features[start : start + _ENCODE_FRAMES].astype(np.float32))[:, None])[:, 0]
-        for start in range(0, len(features), _ENCODE_FRAMES)
-    ]
+def all_latents(head: nn.Module, features: NDArray[np.float16] | NDArray[np.uint8]) -> Tensor:
+    """Latents (F, N, D) float32 of the features (F, N', D') of every frame of a data set.
+
+    Computed where the head is, handed back on the CPU.
+    """
+    device = next(chain(head.parameters(), head.buffers())).device
+    blocks = []
+    for start in range(0, len(features), _ENCODE_FRAMES):
+        block = torch.from_numpy(np.array(features[start : start + _ENCODE_FRAMES])).to(device)
+        blocks.append(head(head_input(block[:, None]))[:, 0].float().cpu())
     return torch.cat(blocks)

@@ -29,6 +29,7 @@ from worldmodel.models.action_transformer import TransformerPredictorConfig, bui
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.frozen_encoders import ConvEncoderConfig, PatchEncoderConfig, TimmEncoderConfig, build_encoder
 from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig, build_head
+from worldmodel.models.policy import GoalMLPConfig
 from worldmodel.models.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from worldmodel.models.vit import ViTConfig
 from worldmodel.models.world_model import ModelSpec, WorldModel
@@ -51,6 +52,7 @@ _CONFIGS: dict[str, type[Any]] = {
         ResidualMLPConfig,
         TransformerPredictorConfig,
         TemporalDistanceConfig,
+        GoalMLPConfig,
     )
 }
 
@@ -89,22 +91,22 @@ def save_checkpoint(
         CheckpointError: The card is not finite JSON, weights are not finite, or a single tensor exceeds 16 MiB.
     """
     configs = {
-        "encoder": _config_record(world_model.encoder),
-        "head": _config_record(world_model.head),
-        "predictor": _config_record(world_model.predictor),
+        "encoder": config_record(world_model.encoder),
+        "head": config_record(world_model.head),
+        "predictor": config_record(world_model.predictor),
     }
     if world_model.temporal_distance is not None:
-        configs["temporal_distance"] = _config_record(world_model.temporal_distance)
+        configs["temporal_distance"] = config_record(world_model.temporal_distance)
     record = {"kind": "world_model", "spec": asdict(world_model.spec), "configs": configs}
-    return _write(Path(path), world_model, record, card, "encoder.", encoder_dtype)
+    return write_checkpoint(Path(path), world_model, record, card, "encoder.", encoder_dtype)
 
 
 def save_encoder(
     path: str | Path, encoder: Encoder, card: Mapping[str, Any], *, encoder_dtype: str = "float32"
 ) -> Path:
     """Write an encoder alone; arguments as for `save_checkpoint`."""
-    record = {"kind": "encoder", "configs": {"encoder": _config_record(encoder)}}
-    return _write(Path(path), encoder, record, card, "", encoder_dtype)
+    record = {"kind": "encoder", "configs": {"encoder": config_record(encoder)}}
+    return write_checkpoint(Path(path), encoder, record, card, "", encoder_dtype)
 
 
 def load_checkpoint(
@@ -124,15 +126,17 @@ def load_checkpoint(
     folder = resolve_checkpoint(path, None if env_spec is None else env_spec.env_id)
     card = read_card(folder)
     if card["kind"] != "world_model":
-        raise CheckpointError(f"{folder} holds kind {card['kind']!r}, not a world model; use load_encoder for encoders")
+        raise CheckpointError(
+            f"{folder} holds kind {card['kind']!r}, not a world model; use load_encoder or load_policy"
+        )
     try:
-        spec = _rebuild(ModelSpec, card["spec"])
+        spec = rebuild(ModelSpec, card["spec"])
         if env_spec is not None:
             check_spec(spec, env_spec, folder)
-        encoder = build_encoder(_read_config(card, "encoder"))
-        head = build_head(_read_config(card, "head"), num_tokens=encoder.num_tokens, embed_dim=encoder.embed_dim)
+        encoder = build_encoder(read_config(card, "encoder"))
+        head = build_head(read_config(card, "head"), num_tokens=encoder.num_tokens, embed_dim=encoder.embed_dim)
         predictor = build_predictor(
-            _read_config(card, "predictor"),
+            read_config(card, "predictor"),
             num_tokens=head.num_tokens,
             latent_dim=head.latent_dim,
             action_dim=spec.flat_action_dim,
@@ -140,17 +144,17 @@ def load_checkpoint(
         normalizers = Normalizer(spec.flat_action_dim), Normalizer(len(spec.proprio_names))
         distance = None
         if "temporal_distance" in card["configs"]:
-            config = _read_config(card, "temporal_distance")
+            config = read_config(card, "temporal_distance")
             distance = TemporalDistance(config, latent_dim=head.num_tokens * head.latent_dim)
         model = WorldModel(encoder, head, predictor, *normalizers, spec, temporal_distance=distance)
     except (KeyError, TypeError, ValueError) as error:
-        raise _unfit(folder, error) from error
-    _load_weights(model, folder, card)
+        raise unfit(folder, error) from error
+    load_weights(model, folder, card)
     return model.to(device).eval()
 
 
 def load_encoder(path: str | Path, *, device: torch.device | str | None = None) -> Encoder:
-    """Rebuild the encoder of an encoder or world model checkpoint, frozen.
+    """Rebuild the encoder of any checkpoint (of an encoder, a world model or a policy), frozen.
 
     Args:
         path: As for `load_checkpoint`.
@@ -162,10 +166,10 @@ def load_encoder(path: str | Path, *, device: torch.device | str | None = None) 
     folder = resolve_checkpoint(path)
     card = read_card(folder)
     try:
-        encoder = build_encoder(_read_config(card, "encoder"))
+        encoder = build_encoder(read_config(card, "encoder"))
     except (KeyError, TypeError, ValueError) as error:
-        raise _unfit(folder, error) from error
-    _load_weights(encoder, folder, card, prefix="encoder." if card["kind"] == "world_model" else "")
+        raise unfit(folder, error) from error
+    load_weights(encoder, folder, card, prefix="" if card["kind"] == "encoder" else "encoder.")
     return encoder.to(device).requires_grad_(False).eval()
 
 
@@ -248,7 +252,12 @@ def check_spec(spec: ModelSpec, env_spec: EnvSpec, folder: Path | str = "the che
         raise CheckpointError(f"{folder} does not fit; trained for, against asked for: {'; '.join(differences)}")
 
 
-def _config_record(module: nn.Module) -> dict[str, Any]:
+def config_record(module: nn.Module) -> dict[str, Any]:
+    """What a card says about a module: the name and the fields of its config.
+
+    Raises:
+        CheckpointError: A config that `read_config` does not know.
+    """
     config: Any = module.config
     name = type(config).__name__
     if name not in _CONFIGS:
@@ -257,17 +266,22 @@ def _config_record(module: nn.Module) -> dict[str, Any]:
     return {"type": name, **asdict(config)}
 
 
-def _read_config(card: dict[str, Any], part: str) -> Any:
+def read_config(card: dict[str, Any], part: str) -> Any:
+    """Config of a part of a model, as `config_record` described it.
+
+    Raises:
+        CheckpointError: Unknown, or not with exactly its fields.
+    """
     record = dict(card["configs"][part])
     name = record.pop("type")
     if name not in _CONFIGS:
         raise CheckpointError(f"unknown {part} config {name!r}; known: {', '.join(_CONFIGS)}")
     if name == TimmEncoderConfig.__name__:
         record |= {"pretrained": False, "weights": None}  # the weights are in the checkpoint; fetch no others
-    return _rebuild(_CONFIGS[name], record)
+    return rebuild(_CONFIGS[name], record)
 
 
-def _rebuild(kind: type[Any], record: dict[str, Any]) -> Any:
+def rebuild(kind: type[Any], record: dict[str, Any]) -> Any:
     """Dataclass from JSON: exactly its fields, lists back to tuples where the field is one."""
     names = {field.name for field in fields(kind)}
     if set(record) != names:
@@ -286,7 +300,7 @@ def _is_tuple(hint: Any) -> bool:
     return hint is tuple or origin is tuple
 
 
-def _write(
+def write_checkpoint(
     folder: Path, module: nn.Module, record: dict[str, Any], card: Mapping[str, Any], prefix: str, encoder_dtype: str
 ) -> Path:
     """Write weights, then the card: a folder without a card is an interrupted one."""
@@ -344,7 +358,7 @@ def _shards(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return shards
 
 
-def _load_weights(module: nn.Module, folder: Path, card: dict[str, Any], prefix: str = "") -> None:
+def load_weights(module: nn.Module, folder: Path, card: dict[str, Any], prefix: str = "") -> None:
     """Fill a module strictly from the files named in the card (entries under `prefix` alone)."""
     state: dict[str, Tensor] = {}
     for name, facts in card["files"].items():
@@ -364,7 +378,8 @@ def _load_weights(module: nn.Module, folder: Path, card: dict[str, Any], prefix:
     module.load_state_dict({n: v.to(own[n].dtype) for n, v in wanted.items()}, strict=True)
 
 
-def _unfit(folder: Path, error: Exception) -> CheckpointError:
+def unfit(folder: Path, error: Exception) -> CheckpointError:
+    """Error for a card from which no model can be built."""
     if isinstance(error, CheckpointError):
         return error
     reason = str(error) if isinstance(error, WorldModelError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,125 @@
+"""`worldmodel train` end to end, and cloning beside it: from episodes to an evaluated checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from worldmodel.cli import main
+from worldmodel.commands import train
+from worldmodel.commands.run import Run
+from worldmodel.config import load
+from worldmodel.control.collect import CollectConfig, collect
+from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.evaluation.evaluate import policy_agents
+from worldmodel.models.checkpoint import load_checkpoint, read_card
+from worldmodel.models.frozen_encoders import ConvEncoderConfig, build_encoder
+
+TINY = [
+    "encoder=conv",
+    "encoder.image_size=32",
+    "encoder.widths=[4,8]",
+    "batch_size=4",
+    "steps=6",
+    "warmup_steps=1",
+    "eval_every=0",
+    "validation_fraction=0.34",
+    "horizon=2",
+    "rollout_steps=2",
+    "compact_head.token_dim=4",
+    "compact_head.hidden_dim=16",
+    "compact_head.latent_dim=8",
+    "compact_predictor.hidden_dim=16",
+    "compact_predictor.num_blocks=1",
+    "temporal_distance.steps=4",
+    "temporal_distance.batch_size=8",
+]
+END_TO_END = ["frozen=false", "weights.reconstruction=0", "labelled_episodes=2"]
+
+
+@pytest.fixture(name="data", scope="module")
+def _data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "reach.h5"
+    collect(CollectConfig(env="reach", episodes=4, steps=12, image_size=32, workers=1, out=str(out)), progress=False)
+    return out
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def evaluated(checkpoint: Path, manifest: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    small = ["planner.num_samples=4", "planner.num_elites=2", "planner.num_iterations=1", "planner.horizon=1"]
+    argv = ["evaluate", "env=reach", "episodes=1", f"checkpoint={checkpoint}", f"manifest={manifest}", *small]
+    capsys.readouterr()
+    assert main([*argv, "run_dir=evaluation", "--json"]) == 0
+    record: dict[str, object] = json.loads(capsys.readouterr().out)
+    return record
+
+
+def test_an_encoder_trained_end_to_end_is_saved_and_plans(
+    data: Path, small_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", f"data={data}", *TINY, *END_TO_END, "run_dir=run", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["steps"] == 6
+    assert {"rollout", "sigreg", "val_one_step", "probe_gripper_x"} <= record["metrics"].keys()
+    assert "reconstruction" not in record["metrics"]
+    assert not (tmp_path / "outputs").exists()  # nothing is cached: the features move
+    model = load_checkpoint(tmp_path / "run" / "checkpoint")
+    assert model.temporal_distance is not None
+    assert read_card(tmp_path / "run" / "checkpoint")["training"]["frozen"] is False
+    initial = build_encoder(ConvEncoderConfig(image_size=32, widths=(4, 8)), seed=0).state_dict()
+    assert not any(torch.equal(value, initial[name]) for name, value in model.encoder.state_dict().items())
+    result = evaluated(tmp_path / "run" / "checkpoint", small_manifest, capsys)
+    assert result["agent"]["type"] == "ModelAgents"  # type: ignore[index]
+
+
+def test_reconstruction_of_moving_tokens_is_refused_in_one_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", f"data={data}", *TINY, "frozen=false", "run_dir=run"]) == 2
+    error = capsys.readouterr().err
+    assert "set weights.reconstruction=0" in error
+    assert error.count("\n") == 1
+
+
+def test_a_cloned_policy_is_evaluated_like_a_model(
+    data: Path, small_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(name: str, *more: str) -> dict[str, object]:
+        settings = load("train", [f"data={data}", *TINY, "cache_dir=features", "out=policy", *more]).settings
+        return train.clone(settings, Run(folder=tmp_path / name, console=Console(quiet=True), progress=False)).record
+
+    record = run("run", "labelled_episodes=2")
+    assert record["steps"] == 6
+    assert {"loss", "val_squared_error"} <= record["metrics"].keys()  # type: ignore[attr-defined]
+    result = evaluated(Path("policy"), small_manifest, capsys)
+    assert result["agent"]["type"] == "PolicyAgents"  # type: ignore[index]
+    assert result["replan_s"] == {"p50": None, "p95": None}
+    factory = policy_agents("policy", "worldmodel/Reach-v0")
+    assert factory.identity()["checkpoint_hash"] == result["agent"]["checkpoint_hash"]  # type: ignore[index]
+    with pytest.raises(CheckpointError, match="worldmodel/Push-v0"):
+        policy_agents("policy", "worldmodel/Push-v0")
+    run("other", "seed=1")
+    with pytest.raises(CheckpointError, match="changed during the run"):
+        factory.build()
+    with pytest.raises(ConfigError, match="set frozen=true"):
+        run("third", *END_TO_END)
+
+
+def test_encoding_a_few_episodes_gives_what_the_cache_gives(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = []
+    for name, labels in (("cache", "null"), ("few", "3")):  # of four episodes one is held out
+        argv = ["train", f"data={data}", *TINY, "validation_fraction=0.25", f"labelled_episodes={labels}"]
+        assert main([*argv, f"run_dir={name}", f"cache_dir={tmp_path / name / 'features'}", "--json"]) == 0
+        metrics.append(json.loads(capsys.readouterr().out)["metrics"])
+        assert (tmp_path / name / "features").exists() == (name == "cache")
+    assert {k: v for k, v in metrics[0].items() if k != "loader_share"} == {
+        k: v for k, v in metrics[1].items() if k != "loader_share"
+    }

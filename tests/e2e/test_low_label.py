@@ -1,0 +1,137 @@
+"""The low-label comparison at a tiny size: every kind of arm, stopped, continued, refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from worldmodel.cli import main
+from worldmodel.commands.low_label import Comparison, LowLabelConfig
+from worldmodel.commands.run import Run
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.evaluation import baselines
+from worldmodel.evaluation.low_label import read_rows
+
+ENCODER = ["encoder.embed_dim=48", "encoder.depth=1", "encoder.num_heads=2", "encoder.num_frames=4"]
+CONFIG = LowLabelConfig(
+    labels=(3, None),
+    episodes=2,
+    validation_episodes=1,
+    validation_labels=3,
+    pretrain=[
+        "batch_size=4",
+        "validation_fraction=0.34",
+        *ENCODER,
+        "encoder.image_size=32",
+        "target.predictor.embed_dim=32",
+        "target.predictor.depth=1",
+        "target.predictor.num_heads=2",
+        "target.mask.max_target_tokens=8",
+        "fit.steps=2",
+        "fit.warmup_steps=1",
+    ],
+    train=[
+        "batch_size=4",
+        "steps=2",
+        "warmup_steps=1",
+        "eval_every=0",
+        "validation_fraction=0.34",
+        "horizon=2",
+        "compact_head.token_dim=8",
+        "compact_head.hidden_dim=32",
+        "compact_head.latent_dim=16",
+        "compact_predictor.hidden_dim=32",
+        "temporal_distance.steps=2",
+        "temporal_distance.batch_size=8",
+    ],
+    evaluate=["planner.num_samples=4", "planner.num_elites=2", "planner.num_iterations=1", "planner.horizon=2"],
+    arms={
+        "ema_repaired": {"pretrain": ["target=ema_repaired"]},
+        "random_vit": {"train": ["encoder=vit", *ENCODER, "encoder.image_size=32"]},
+        "end_to_end": {"train": ["encoder=conv", "encoder.image_size=32", "frozen=false", "weights.reconstruction=0"]},
+        "cloning": {"like": "ema_repaired", "clone": True},
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "push.h5"
+    argv = ["collect", "env=push", "episodes=9", "steps=16", "image_size=32", "workers=1", f"out={out}"]
+    assert main([*argv, f"run_dir={out.parent / 'run'}"]) == 0
+    return out
+
+
+@pytest.fixture
+def quick_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An oracle of almost no budget; floors are not what is tested here."""
+    planner = baselines.CEM(num_samples=2, num_elites=1, num_iterations=1, horizon=1, action_repeat=3)
+    monkeypatch.setattr("worldmodel.commands.low_label.ORACLE", planner)
+
+
+def comparison(config: LowLabelConfig, data: Path, folder: Path) -> Comparison:
+    folder.mkdir(exist_ok=True)
+    return Comparison(config, str(data), 1, Run(folder=folder, console=Console(quiet=True), progress=False))
+
+
+@pytest.mark.slow
+def test_all_arms_run_and_an_interrupted_comparison_goes_on(data: Path, tmp_path: Path, quick_oracle: None) -> None:
+    short = replace(CONFIG, labels=(3,))
+    grid = comparison(short, data, tmp_path / "run")
+    grid.check()
+    grid.make(grid.cells[0])
+    before = (tmp_path / "run" / "cells" / "ema_repaired-3-s0.json").stat().st_mtime_ns
+    outcome = comparison(short, data, tmp_path / "run").run()
+    assert (tmp_path / "run" / "cells" / "ema_repaired-3-s0.json").stat().st_mtime_ns == before
+    assert outcome.record["missing"] == []
+    rates = {(entry["arm"], entry["look"]) for entry in outcome.record["rates"]}
+    assert rates == {(arm, look) for arm in CONFIG.arms for look in ("trained", "new_colours")}
+    assert {entry["against"] for entry in outcome.record["contrasts"]} == {"random_vit", "end_to_end", "cloning"}
+    assert set(outcome.record["floors"]) == {"random", "noop", "oracle"}
+    assert (tmp_path / "run" / "low_label.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "run" / "low_label.json").read_text())["rates"] == outcome.record["rates"]
+    encoders = sorted(path.name for path in (tmp_path / "run" / "encoders").iterdir())
+    assert encoders == ["ema_repaired-s0"]  # cloning uses that of its model
+
+    changed = replace(short, train=[*CONFIG.train, "lr=0.5"])
+    with pytest.raises(ConfigError, match="was made with other settings"):
+        comparison(changed, data, tmp_path / "run").check()
+
+
+@pytest.mark.slow
+def test_every_arm_takes_the_recipe_that_is_best_for_it(
+    data: Path, tmp_path: Path, quick_oracle: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = {name: CONFIG.arms[name] for name in ("random_vit", "end_to_end")}
+    config = replace(
+        CONFIG, arms=arms, candidate="random_vit", labels=(3,), variants={"slow": ["lr=1e-5"], "fast": ["lr=1e-2"]}
+    )
+    grid = comparison(config, data, tmp_path / "run")
+    scores = {"random_vit-slow": 0.0, "random_vit-fast": 0.5, "end_to_end-slow": 0.5, "end_to_end-fast": 0.5}
+    real = Comparison._evaluate
+
+    def judged(self: Comparison, folder: Path, manifest: str, episodes: int) -> dict[str, object]:
+        found = real(self, folder, manifest, episodes)
+        return {**found, "success_rate": scores[folder.name]} if manifest == "validation" else found
+
+    monkeypatch.setattr(Comparison, "_evaluate", judged)
+    grid.run()
+    chosen = {row.cell.arm: row for row in read_rows(grid.folder)}
+    assert {name: row.variant for name, row in chosen.items()} == {"random_vit": "fast", "end_to_end": "slow"}
+    assert "lr=1e-2" in chosen["random_vit"].commands["train"]
+
+
+def test_a_wrong_override_is_found_before_anything_runs(data: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, arms={**CONFIG.arms, "odd": {"train": ["encodr=vit"]}})
+    with pytest.raises(ConfigError, match="encodr"):
+        comparison(config, data, tmp_path / "run").check()
+    assert not (tmp_path / "run" / "encoders").exists()
+
+
+def test_no_time_for_a_cell_is_said(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"raise low_label\.max_minutes"):
+        comparison(replace(CONFIG, max_minutes=0.0), data, tmp_path / "run").run()

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worldmodel.analysis.label_curves import LabelCurve, label_figure
+from worldmodel.commands.low_label import Arm, LowLabelConfig, figure_of
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.evaluation.low_label import Cell, Results, Row, read_rows
+
+
+def row(
+    arm: str, rate: float, *, seed: int = 0, labels: int | None = 50, look: str = "trained", tasks: str = "t"
+) -> Row:
+    held = [bool(value) for value in np.random.default_rng([seed, len(arm)]).random(100) < rate]
+    return Row(
+        cell=Cell(arm=arm, seed=seed, labels=labels),
+        variant=None,
+        commands={"train": [f"seed={seed}"]},
+        train_minutes=1.0,
+        held={look: held},
+        ever={look: held},
+        manifests={look: tasks},
+    )
+
+
+def test_rows_survive_the_disk(tmp_path: Path) -> None:
+    rows = [row("ours", 0.8), row("theirs", 0.2, labels=None)]
+    for entry in rows:
+        entry.save(tmp_path / "cells")
+    assert read_rows(tmp_path / "cells") == rows
+    assert read_rows(tmp_path / "nothing") == []
+    assert {path.name for path in (tmp_path / "cells").iterdir()} == {"ours-50-s0.json", "theirs-all-s0.json"}
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"cell": {"arm": "a"}}', "[]"])
+def test_a_damaged_cell_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a-50-s0.json").write_text(text)
+    with pytest.raises(DataError, match=r"a-50-s0\.json is not a finished cell"):
+        read_rows(tmp_path)
+
+
+def test_contrasts_say_what_is_shown() -> None:
+    rows = [row("ours", 0.8), row("ours", 0.8, seed=1), row("weak", 0.3), row("other", 0.8), row("best", 1.0)]
+    results = Results(rows=rows, floors={"random": [False] * 100}, candidate="ours")
+    shown = {entry["against"]: entry for entry in results.contrasts()}
+    assert shown["weak"]["shown"] == "better"
+    assert shown["other"]["shown"] == "no difference shown"
+    assert shown["best"]["shown"] == "worse"
+    assert shown["weak"]["seeds"] == [2, 1]
+    assert shown["weak"]["interval"][0] < shown["weak"]["difference"] < shown["weak"]["interval"][1]
+    assert results.arms[0] == "ours"
+    record = json.loads(json.dumps(results.to_json()))
+    assert record["floors"]["random"]["held"] == 0
+    assert {entry["arm"] for entry in record["rates"]} == {"ours", "weak", "other", "best"}
+
+
+def test_holes_are_left_open() -> None:
+    rows = [row("ours", 0.8), row("weak", 0.3, labels=None), row("weak", 0.3, look="new_colours", labels=200)]
+    results = Results(rows=rows, floors={}, candidate="ours")
+    assert results.labels == [50, 200, None]
+    assert results.contrasts() == []
+    assert results.rate("ours", None, "trained") is None
+    first, second, contrasts = results.tables()
+    assert (first.row_count, second.row_count, contrasts.row_count) == (2, 2, 0)
+    assert [axes.get_title() for axes in figure_of(results).axes] == ["trained", "new colours"]
+
+
+def test_cells_of_different_tasks_are_not_mixed() -> None:
+    with pytest.raises(DataError, match="different tasks"):
+        Results(rows=[row("ours", 0.8), row("weak", 0.3, tasks="u")], floors={}, candidate="ours")
+
+
+def test_the_figure_holds_every_point() -> None:
+    curve = LabelCurve(name="a", places=[0, 2], rate=[0.1, 0.9], low=[0.0, 0.8], high=[0.2, 1.0])
+    figure = label_figure({"trained": [curve]}, {"oracle": 1.0}, ["50", "200", "all"])
+    (axes,) = figure.axes
+    line = axes.containers[0][0]
+    assert list(line.get_ydata()) == pytest.approx([10.0, 90.0])
+    assert [text.get_text() for text in axes.texts] == ["oracle"]
+
+
+ARMS = {"ema_repaired": {"pretrain": ["target=ema_repaired"], "seeds": 2}, "random_vit": {"train": ["encoder=vit"]}}
+
+
+def test_arms_are_parsed() -> None:
+    arms = LowLabelConfig(arms=ARMS).parsed()
+    assert arms["ema_repaired"] == Arm(pretrain=["target=ema_repaired"], seeds=2)
+    assert arms["random_vit"].pretrain is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"candidate": "emma"}, "candidate='emma' is none of the arms"),
+        ({"labels": ()}, "labels is empty"),
+        ({"looks": ("bright",)}, "looks must be among"),
+        ({"episodes": 0}, "episodes must be >= 1"),
+        ({"arms": {**ARMS, "x": {"sedes": 2}}}, "arm x must be a mapping with some of the keys"),
+        ({"arms": {**ARMS, "x": {"seeds": 0}}}, "arm x: seeds must be >= 1"),
+        ({"arms": {**ARMS, "x": {"like": "random_vit"}}}, "arm x: like=random_vit is no pretrained arm"),
+        ({"arms": {**ARMS, "x": {"like": "ema_repaired", "seeds": 3}}}, "at least 3 seeds"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LowLabelConfig(**{"arms": ARMS, **change})  # type: ignore[arg-type]

@@ -1,0 +1,74 @@
+"""Success against the number of labelled episodes, one panel per look, one curve per arm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+_MARKERS = "osD^vP*Xhd<>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelCurve:
+    """One arm.
+
+    Attributes:
+        name: Of the arm.
+        places: Where its points stand on the axis of labels, indices into `ticks`.
+        rate: Success at each place, in [0, 1].
+        low: Lower ends of the intervals.
+        high: Upper ends.
+    """
+
+    name: str
+    places: Sequence[int]
+    rate: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def label_figure(
+    panels: Mapping[str, Sequence[LabelCurve]], floors: Mapping[str, float], ticks: Sequence[str]
+) -> Figure:
+    """Draw the comparison.
+
+    Args:
+        panels: Curves by title of the panel.
+        floors: Success of agents without a model, drawn as lines.
+        ticks: Names of the places on the axis of labels.
+    """
+    figure = Figure(figsize=(5.5 * len(panels) + 1.5, 4.8), layout="constrained")
+    names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+    for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
+        for curve in curves:
+            index = names.index(curve.name)
+            shift = 0.05 * (index - (len(names) - 1) / 2)  # intervals side by side instead of on top of each other
+            axes.errorbar(
+                [place + shift for place in curve.places],
+                [100 * value for value in curve.rate],
+                yerr=[
+                    [100 * (value - low) for value, low in zip(curve.rate, curve.low, strict=True)],
+                    [100 * (high - value) for value, high in zip(curve.rate, curve.high, strict=True)],
+                ],
+                color=colormaps["tab20"](index % 20),
+                marker=_MARKERS[index % len(_MARKERS)],
+                capsize=2,
+                linewidth=1.2,
+                label=curve.name,
+            )
+        for name, rate in floors.items():
+            axes.axhline(100 * rate, color="0.6", linewidth=0.8, linestyle=":")
+            axes.text(len(ticks) - 0.55, 100 * rate, name, color="0.4", fontsize=8, va="bottom", ha="right")
+        axes.set_title(title)
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_xlim(-0.5, len(ticks) - 0.5)
+        axes.set_ylim(-3, 103)
+        axes.set_xlabel("episodes with actions")
+    grid[0][0].set_ylabel("held at the end, % (95 % interval)")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
+    return figure

@@ -1,0 +1,363 @@
+"""The low-label comparison: which encoder needs the fewest episodes with actions, and whether new colours break it.
+
+A cell is one arm, one training seed and one number of labelled episodes: train, then plan on the same held-out tasks
+under every look. Everything a cell runs is an ordinary command, whose overrides are kept in its file, and every
+finished cell is kept: the same call goes on with the next one, and a folder of cells alone is enough for the tables.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from worldmodel.analysis.figures import save_figure
+from worldmodel.analysis.label_curves import LabelCurve, label_figure
+from worldmodel.commands import evaluate, pretrain, train
+from worldmodel.commands.run import Outcome, Run
+from worldmodel.commands.train import PretrainedEncoder
+from worldmodel.config import load
+from worldmodel.envs import make_env
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.evaluation.baselines import ManifestConfig, make_manifest
+from worldmodel.evaluation.low_label import Cell, Results, Row, read_rows
+from worldmodel.evaluation.manifest import LOOKS, build_manifest, load_manifest
+
+FIGURE, RECORD = "low_label.png", "low_label.json"
+ORACLE = ManifestConfig().oracle
+"""Budget of the oracle beside the arms, that of `worldmodel manifest`."""
+_VALIDATION = "validation"
+
+
+@dataclass(kw_only=True)
+class Arm:
+    """One way to get a representation.
+
+    Attributes:
+        pretrain: Overrides of `worldmodel pretrain`; None for an arm that is not pretrained.
+        train: Overrides of `worldmodel train`.
+        like: Arm whose pretrained encoder this one uses instead of its own.
+        clone: Clone behaviour on the frozen features instead of learning dynamics to plan with.
+        seeds: Training seeds, which also draw the labelled episodes: 0, 1, ...
+    """
+
+    pretrain: list[str] | None = None
+    train: list[str] = field(default_factory=list)
+    like: str | None = None
+    clone: bool = False
+    seeds: int = 1
+
+
+@dataclass(kw_only=True)
+class LowLabelConfig:
+    """The grid.
+
+    Attributes:
+        env: Environment, short name or id.
+        arms: Arms by name, each a mapping of the fields of `Arm`. None of them switches the comparison off.
+        labels: Numbers of labelled episodes, in the order they are run; null means all.
+        looks: Looks the tasks are shown in; see `worldmodel manifest`.
+        episodes: Tasks per cell and look.
+        pretrain: Overrides of `worldmodel pretrain` for every pretrained arm.
+        train: Overrides of `worldmodel train` for every arm.
+        evaluate: Overrides of `worldmodel evaluate` for every arm.
+        variants: Recipes by name, overrides of `worldmodel train`; every arm takes the one that is best for it on the
+            validation tasks. None of them leaves `train` as it is.
+        validation_episodes: Validation tasks per arm and variant.
+        validation_labels: Labelled episodes of the trainings that are compared on them.
+        candidate: Arm that is compared with all others.
+        max_minutes: No new cell is begun after this many minutes; null runs all.
+        cells: Folder of finished cells; None means `cells` in the run folder.
+    """
+
+    env: str = "push"
+    arms: dict[str, Any] = field(default_factory=dict)
+    labels: tuple[int | None, ...] = (200, None, 50)
+    looks: tuple[str, ...] = LOOKS
+    episodes: int = 200
+    pretrain: list[str] = field(default_factory=list)
+    train: list[str] = field(default_factory=list)
+    evaluate: list[str] = field(default_factory=list)
+    variants: dict[str, Any] = field(default_factory=dict)
+    validation_episodes: int = 60
+    validation_labels: int = 200
+    candidate: str = "ema_repaired"
+    max_minutes: float | None = None
+    cells: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            return
+        if self.candidate not in self.arms:
+            raise ConfigError(f"low_label.candidate={self.candidate!r} is none of the arms {', '.join(self.arms)}")
+        for name in ("labels", "looks"):
+            if not getattr(self, name):
+                raise ConfigError(f"low_label.{name} is empty: there is nothing to compare")
+        if unknown := sorted(set(self.looks) - set(LOOKS)):
+            raise ConfigError(f"low_label.looks must be among {', '.join(LOOKS)}, got {', '.join(unknown)}")
+        for name in ("episodes", "validation_episodes", "validation_labels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"low_label.{name} must be >= 1, got {getattr(self, name)}")
+        for name, arm in self.parsed().items():
+            source = self.parsed().get(arm.like) if arm.like is not None else None
+            if arm.like is not None and (source is None or source.pretrain is None or source.seeds < arm.seeds):
+                raise ConfigError(f"arm {name}: like={arm.like} is no pretrained arm of at least {arm.seeds} seeds")
+
+    def parsed(self) -> dict[str, Arm]:
+        """The arms as records.
+
+        Raises:
+            ConfigError: An arm has a field that `Arm` does not know, or no seed.
+        """
+        arms = {}
+        for name, values in self.arms.items():
+            try:
+                arms[name] = values if isinstance(values, Arm) else Arm(**values)
+            except TypeError as error:
+                fields = ", ".join(Arm.__dataclass_fields__)
+                raise ConfigError(
+                    f"arm {name} must be a mapping with some of the keys {fields}, got {values}"
+                ) from error
+            if arms[name].seeds < 1:
+                raise ConfigError(f"arm {name}: seeds must be >= 1, got {arms[name].seeds}")
+        return arms
+
+
+class Comparison:
+    """The grid at work: what each cell runs, and where.
+
+    Args:
+        config: The grid.
+        data: Episode file of one environment; it gives the video and the labelled episodes.
+        workers: Processes of the evaluations.
+        run: Run folder.
+    """
+
+    def __init__(self, config: LowLabelConfig, data: str, workers: int, run: Run) -> None:
+        self._config, self._data, self._workers, self._run = config, data, workers, run
+        self._arms = config.parsed()
+        self.folder = Path(config.cells) if config.cells is not None else run.folder / "cells"
+        self.cells = [
+            Cell(arm=name, seed=seed, labels=labels)
+            for labels in config.labels
+            for name, arm in self._arms.items()
+            for seed in range(arm.seeds)
+        ]
+
+    def run(self) -> Outcome:
+        """Run the cells that are not there yet, then compare all that are.
+
+        Raises:
+            DataError: No cell is finished.
+        """
+        begin, missing = time.perf_counter(), self.missing()
+        self._run.note(f"{len(self.cells)} cells, {len(self.cells) - len(missing)} of them done before")
+        for number, cell in enumerate(missing, start=1):
+            minutes = (time.perf_counter() - begin) / 60
+            if self._config.max_minutes is not None and minutes >= self._config.max_minutes:
+                self._run.note(
+                    f"{self._config.max_minutes} minutes are over; the same command goes on with {cell.name}"
+                )
+                break
+            folder = self._run.folder
+            self._run.kept = f"finished cells are in {self.folder}; continue with the same command and run_dir={folder}"
+            self._run.note(f"[{number}/{len(missing)}] {cell.name}, after {minutes:.0f} minutes")
+            self.make(cell)
+        return self._outcome()
+
+    def _outcome(self) -> Outcome:
+        rows = read_rows(self.folder)
+        if not rows:
+            raise DataError(f"{self.folder} holds no finished cell yet; raise low_label.max_minutes")
+        results = Results(rows=rows, floors=self.floors(), candidate=self._config.candidate)
+        record = {**results.to_json(), "cells": str(self.folder), "missing": [cell.name for cell in self.missing()]}
+        path = self._run.folder / RECORD
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        picture = save_figure(figure_of(results), self._run.folder / FIGURE)
+        return Outcome(record=record, report=(*results.tables(), f"plot: {picture}", f"record: {path}"))
+
+    def check(self) -> None:
+        """Compose every command before the first one runs, and refuse to mix settings.
+
+        Raises:
+            ConfigError: An override is wrong, or a finished cell was made with others.
+        """
+        for cell in self.cells:
+            for variant in self._config.variants or (None,):
+                for command, overrides in self._commands(cell, variant).items():
+                    self._settings(command, overrides)
+        for row in read_rows(self.folder):
+            if row.cell in self.cells and row.commands != self._commands(row.cell, row.variant):
+                raise ConfigError(
+                    f"{self.folder / row.cell.name}.json was made with other settings; choose another run_dir or "
+                    "low_label.cells"
+                )
+
+    def missing(self) -> list[Cell]:
+        """Cells still to be made, in order."""
+        done = {row.cell for row in read_rows(self.folder)}
+        return [cell for cell in self.cells if cell not in done]
+
+    def make(self, cell: Cell) -> None:
+        """Pretrain if that has not been done, train, evaluate under every look, and write the cell."""
+        self._pretrain(cell)
+        variant = self._best_variant(cell)
+        commands = self._commands(cell, variant)
+        folder = self._run.folder / "runs" / cell.name
+        trained = self._train(cell, commands["train"], folder)
+        found = {look: self._evaluate(folder, look, self._config.episodes) for look in self._config.looks}
+        row = Row(
+            cell=cell,
+            variant=variant,
+            commands=commands,
+            train_minutes=float(trained["minutes"]),
+            held={look: [bool(task["held"]) for task in record["episodes_table"]] for look, record in found.items()},
+            ever={look: [bool(task["ever"]) for task in record["episodes_table"]] for look, record in found.items()},
+            manifests={look: str(record["manifest_hash"]) for look, record in found.items()},
+        )
+        row.save(self.folder)
+        shutil.rmtree(self._run.folder / "features", ignore_errors=True)  # gigabytes, and no other cell wants them
+
+    def floors(self) -> dict[str, list[bool]]:
+        """What random, no-op and oracle agents hold; they see no picture, so looks are all the same to them."""
+        manifest = load_manifest(self._manifest(self._config.looks[0]))
+        return {name: [row.held for row in baseline.rows] for name, baseline in manifest.baselines.items()}
+
+    def _commands(self, cell: Cell, variant: str | None) -> dict[str, list[str]]:
+        """Overrides of every command of a cell, without paths: all that its outcome depends on."""
+        config, arm = self._config, self._arms[cell.arm]
+        source = self._arms[arm.like] if arm.like is not None else arm
+        chosen = [] if variant is None else list(config.variants[variant])
+        labels = "null" if cell.labels is None else cell.labels
+        commands = {
+            "train": [*config.train, *arm.train, *chosen, f"seed={cell.seed}", f"labelled_episodes={labels}"],
+            "evaluate": [f"env={config.env}", *config.evaluate],
+        }
+        if source.pretrain is not None:
+            commands["pretrain"] = [*config.pretrain, *source.pretrain, f"fit.seed={cell.seed}"]
+        return commands
+
+    def _settings(self, command: str, overrides: list[str], **paths: Any) -> Any:
+        """Settings of a command, with paths filled in."""
+        data = [] if command == "evaluate" else [f"data={self._data}"]
+        return replace(load(command, [*overrides, *data]).settings, **paths)
+
+    def _encoder(self, cell: Cell) -> Path:
+        return self._run.folder / "encoders" / f"{self._arms[cell.arm].like or cell.arm}-s{cell.seed}"
+
+    def _part(self, folder: Path) -> Run:
+        folder.mkdir(parents=True, exist_ok=True)
+        return replace(self._run, folder=folder)
+
+    def _pretrain(self, cell: Cell) -> None:
+        """Pretrain the encoder of a cell unless it is there."""
+        overrides, out = self._commands(cell, None).get("pretrain"), self._encoder(cell)
+        if overrides is None or out.is_dir():
+            return
+        self._run.note(f"pretraining {out.name}")
+        partial = out.with_name(f"{out.name}.partial")
+        part = self._part(self._run.folder / "pretrain" / out.name)
+        pretrain.run(self._settings("pretrain", overrides, out=str(partial)), part)
+        partial.replace(out)
+
+    def _best_variant(self, cell: Cell) -> str | None:
+        """Name of the recipe that is best for the arm of a cell on validation tasks; the first of equals."""
+        variants = list(self._config.variants)
+        if len(variants) < 2:
+            return variants[0] if variants else None
+        record = self._run.folder / "selection" / f"{cell.arm}.json"
+        if not record.is_file():
+            judged = Cell(arm=cell.arm, seed=0, labels=self._config.validation_labels)
+            self._pretrain(judged)
+            scores = {}
+            for name in variants:
+                self._run.note(f"validating {name} for {cell.arm}")
+                folder = self._run.folder / "selection" / f"{cell.arm}-{name}"
+                self._train(judged, self._commands(judged, name)["train"], folder)
+                found = self._evaluate(folder, _VALIDATION, self._config.validation_episodes)
+                scores[name] = float(found["success_rate"])
+            record.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        known: dict[str, float] = json.loads(record.read_text(encoding="utf-8"))
+        return max(known, key=known.__getitem__)
+
+    def _train(self, cell: Cell, overrides: list[str], folder: Path) -> dict[str, Any]:
+        """Train one model into `folder`/model; returns the record of the command."""
+        cache = str(self._run.folder / "features")
+        settings = self._settings("train", overrides, out=str(folder / "model"), cache_dir=cache)
+        if "pretrain" in self._commands(cell, None):
+            settings = replace(settings, encoder=PretrainedEncoder(path=str(self._encoder(cell))))
+        command = train.clone if self._arms[cell.arm].clone else train.run
+        return command(settings, self._part(folder / "train")).record
+
+    def _evaluate(self, folder: Path, manifest: str, episodes: int) -> dict[str, Any]:
+        """Outcomes of the model in a folder on the first tasks of a manifest."""
+        settings = self._settings(
+            "evaluate",
+            [f"env={self._config.env}", *self._config.evaluate],
+            checkpoint=str(folder / "model"),
+            manifest=str(self._manifest(manifest)),
+            episodes=episodes,
+            workers=self._workers,
+        )
+        return evaluate.run(settings, self._part(folder / f"evaluate_{manifest}")).record
+
+    def _manifest(self, name: str) -> Path:
+        """Tasks by the name of their look, or those for validation; made when missing.
+
+        Random, no-op and oracle agents see no picture: they run on the first look and stand beside every one.
+        """
+        config, path = self._config, self._run.folder / "manifests" / f"{name}.json.gz"
+        if path.is_file():
+            return path
+        if name == config.looks[0]:
+            self._run.note(f"random, no-op and oracle agents on {config.episodes} tasks of {config.env}")
+            wanted = ManifestConfig(
+                env=config.env,
+                episodes=config.episodes,
+                looks=name,
+                workers=self._workers,
+                out=str(path),
+                run_dir=str(self._run.folder / "manifests"),
+                oracle=ORACLE,
+            )
+            make_manifest(wanted, progress=self._run.progress)
+            return path
+        env = make_env(config.env, render=False)
+        try:
+            if name == _VALIDATION:
+                manifest = build_manifest(env, episodes=config.validation_episodes, split="validation")
+            else:
+                manifest = build_manifest(env, episodes=config.episodes, looks=name)
+                manifest = manifest.with_baselines(load_manifest(self._manifest(config.looks[0])).baselines)
+        finally:
+            env.close()
+        manifest.save(path)
+        return path
+
+
+def figure_of(results: Results) -> Figure:
+    """Success against labelled episodes, a panel per look."""
+    ticks = ["all" if labels is None else str(labels) for labels in results.labels]
+    panels = {}
+    for look in results.looks:
+        curves = []
+        for arm in results.arms:
+            found = [results.rate(arm, labels, look) for labels in results.labels]
+            places = [place for place, entry in enumerate(found) if entry is not None]
+            points = [entry for entry in found if entry is not None]
+            curves.append(
+                LabelCurve(
+                    name=arm,
+                    places=places,
+                    rate=[rate for rate, _, _ in points],
+                    low=[interval[0] for _, interval, _ in points],
+                    high=[interval[1] for _, interval, _ in points],
+                )
+            )
+        panels[f"{look.replace('_', ' ')}"] = curves
+    return label_figure(panels, results.floor_rates(), ticks)
