@@ -16,8 +16,10 @@ from worldmodel.learning.diagnostics import (
     describe,
     diagnose,
     effective_rank,
+    known_share,
     moment_health,
     positional_share,
+    reference_health,
     relative_error,
     task_health,
     temporal_share,
@@ -43,6 +45,14 @@ def test_features_of_the_place_alone_are_all_positional() -> None:
     assert positional_share(place) == pytest.approx(1.0)
     assert positional_share(place + noise(20, 6, 9, 5, seed=1)) == pytest.approx(0.5, abs=0.1)
     assert positional_share(noise(200, 6, 9, 5)) < 0.02
+
+
+def test_a_constant_is_known_from_the_place() -> None:
+    features = noise(200, 6, 9, 5)
+    assert known_share(features) < 0.02
+    assert known_share(features + 1) == pytest.approx(0.5, abs=0.02)
+    assert positional_share(features + 1) < 0.02
+    assert known_share(features + noise(9, 5, seed=1)) == pytest.approx(0.5, abs=0.15)
 
 
 def test_features_of_the_episode_alone_have_no_temporal_share() -> None:
@@ -86,7 +96,14 @@ def test_the_relative_error_of_the_mean_is_one() -> None:
 
 
 RANDOM = Health(
-    positional_share=0.75, temporal_share=0.64, effective_rank=10, channel_std=0.38, mover_temporal_share=0.7
+    positional_share=0.75,
+    temporal_share=0.64,
+    effective_rank=10,
+    channel_std=0.38,
+    mover_temporal_share=0.7,
+    target_known_share=0.8,
+    target_std=0.4,
+    target_effective_rank=12,
 )
 
 
@@ -99,6 +116,11 @@ RANDOM = Health(
         ({"mover_temporal_share": 0.05}, 0.1, Verdict.SLOW),
         ({"effective_rank": 1.2}, 0.1, Verdict.DIMENSIONAL),
         ({"channel_std": 0.01}, 0.1, Verdict.DIMENSIONAL),
+        ({"temporal_share": 0.2}, 0.1, Verdict.SLOW),
+        ({"target_known_share": 0.95}, 0.1, Verdict.POSITIONAL),
+        ({"target_std": 0.05}, 0.1, Verdict.DIMENSIONAL),
+        ({"target_effective_rank": 2.5}, 0.1, Verdict.DIMENSIONAL),
+        ({"effective_rank": 2.4}, 0.1, Verdict.HEALTHY),
         ({"cross_sample_gap": 0.02}, 0.1, Verdict.HEALTHY),
         ({"cross_sample_gap": 0.02}, 0.2, Verdict.UNDER_TRAINED),
         ({"mover_loss": 1.1}, 0.5, Verdict.UNDER_TRAINED),
@@ -114,6 +136,9 @@ def test_each_kind_of_failure_has_its_verdict(changes: dict[str, float], done: f
         cross_sample_gap=0.4,
         mover_loss=0.6,
         static_loss=0.7,
+        target_known_share=0.7,
+        target_std=0.5,
+        target_effective_rank=9,
     )
     diagnosis = diagnose(replace(healthy, **changes), RANDOM, done=done)
     assert diagnosis.verdict == verdict
@@ -152,6 +177,11 @@ def test_every_task_can_be_checked_again_without_touching_it(target: TargetConfi
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
     assert health == task_health(task, batch, batch, torch.Generator().manual_seed(1))
     assert health.to_dict("h_").keys() >= {"h_positional_share", "h_cross_sample_gap", "h_mover_loss"}
+    reference = reference_health(task, batch, batch)
+    assert task.training
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+    assert reference.target_known_share == health.target_known_share is not None
+    assert reference.mover_loss is None
     single = moment_health(task, VideoViT(ENCODER), batch)
     assert "cross_sample_gap" not in single.to_dict()
     assert 0 <= single.positional_share <= 1

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.learning.diagnostics import Diagnosis, Verdict, diagnose, moment_health, task_health
+from worldmodel.learning.diagnostics import Diagnosis, Verdict, diagnose, reference_health, task_health
 from worldmodel.learning.fit import FitConfig, fit
 from worldmodel.learning.masking import MaskConfig
+from worldmodel.learning.online import OnlineConfig
+from worldmodel.learning.pixels import PixelsConfig
 from worldmodel.learning.targets import TargetConfig, build_task
 from worldmodel.learning.vjepa import VJEPAConfig
-from worldmodel.models.encoders import VideoViT
 from worldmodel.models.masked_predictor import MaskedPredictorConfig
 from worldmodel.models.vit import ViTConfig
 
@@ -33,21 +34,29 @@ class Clips:
 
 
 class World:
-    """Two bright discs that drift over a table."""
+    """Two bright discs that drift over a table.
 
-    def __init__(self) -> None:
+    Args:
+        coloured: Draw the colours of table and discs once per episode; else they are the same in all.
+    """
+
+    def __init__(self, *, coloured: bool = False) -> None:
         stream = torch.Generator().manual_seed(3)
         grid = torch.stack(torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij"))
-        table = 60 + 40 * (grid[0] > 16).float()
+        table = (60 + 40 * (grid[0] > 16).float())[..., None].expand(EPISODES, -1, -1, 3)
+        discs = torch.tensor([[230.0, 40.0, 30.0], [30.0, 60.0, 230.0]]).expand(EPISODES, -1, -1)
+        if coloured:
+            colours = torch.Generator().manual_seed(9)
+            discs = torch.rand(EPISODES, 2, 3, generator=colours) * 255
+            table = table + torch.rand(EPISODES, 1, 1, 3, generator=colours) * 150 - 50
         place = torch.rand(EPISODES, 2, 2, generator=stream) * 24 + 4
         speed = torch.randn(EPISODES, 2, 2, generator=stream) * 1.2
         self.pixels = torch.zeros(EPISODES, LENGTH, 32, 32, 3, dtype=torch.uint8)
         for time in range(LENGTH):
-            frame = table.expand(EPISODES, -1, -1)[..., None].expand(-1, -1, -1, 3)
+            frame = table
             for disc in range(2):
                 distance = (grid[None] - place[:, disc, :, None, None]).norm(dim=1)
-                colour = torch.tensor([[230.0, 40.0, 30.0], [30.0, 60.0, 230.0]])[disc]
-                frame = torch.where((distance < 4)[..., None], colour, frame)
+                frame = torch.where((distance < 4)[..., None], discs[:, disc, None, None], frame)
             self.pixels[:, time] = frame.clamp(0, 255).to(torch.uint8)
             place = place + speed
             outside = (place < 4) | (place > 28)
@@ -81,14 +90,20 @@ class Source:
 
 
 def verdicts(
-    config: TargetConfig, *, steps: int, lr: float = 1e-3, stop: int | None = None, seed: int = 0
+    config: TargetConfig,
+    *,
+    steps: int,
+    lr: float = 1e-3,
+    stop: int | None = None,
+    seed: int = 0,
+    coloured: bool = False,
 ) -> list[Diagnosis]:
     """Diagnoses every 5 % of a run of `steps` steps, which is cut after `stop`."""
-    world = World()
+    world = World(coloured=coloured)
     task = build_task(ENCODER, config, background=world.background, seed=seed)
-    reference = moment_health(task, VideoViT(ENCODER, seed=seed), world.moments())
     first = torch.zeros(len(world.held_out), dtype=torch.long)
     clips = world.clips(world.held_out, first + 8)
+    reference = reference_health(task, clips, world.moments())
     found: list[Diagnosis] = []
 
     def check(step: int) -> dict[str, float]:
@@ -126,6 +141,21 @@ def test_a_healthy_run_is_called_healthy_all_along(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        pytest.param(PixelsConfig(**SHARED), 200, id="pixels: features of few directions, targets that never move"),
+        pytest.param(VJEPAConfig(**SHARED), 80, id="the published loss with its slow copy"),
+    ],
+)
+def test_a_run_whose_targets_keep_their_variety_is_never_called_collapsed(config: TargetConfig, steps: int) -> None:
+    found = verdicts(config, steps=400, stop=steps)
+    assert {diagnosis.verdict for diagnosis in found} <= {Verdict.HEALTHY, Verdict.UNDER_TRAINED}, [
+        diagnosis.line for diagnosis in found
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("case", "expected"),
     [
         pytest.param(
@@ -135,6 +165,16 @@ def test_a_healthy_run_is_called_healthy_all_along(seed: int) -> None:
         ),
         pytest.param(
             {"config": VJEPAConfig(**SHARED, **REPAIRED), "steps": 50}, {Verdict.UNDER_TRAINED}, id="50 steps"
+        ),
+        pytest.param(
+            {"config": VJEPAConfig(**SHARED, ema_start=0.0, ema_end=0.0), "steps": 400},
+            {Verdict.POSITIONAL},
+            id="no EMA",
+        ),
+        pytest.param(
+            {"config": OnlineConfig(**SHARED, centred=False), "steps": 400, "coloured": True},
+            {Verdict.SLOW},
+            id="colours per episode",
         ),
     ],
 )

@@ -24,9 +24,12 @@ Array = NDArray[np.float64]
 _CHOSEN, _SECOND, _FAN = "#b03a00", "#1f4e79", "0.70"
 _HEALTH_PANELS = (
     (("health_positional_share",), "variance explained by place (share)"),
-    (("health_mover_temporal_share",), "variance within episodes, movers (share)"),
+    (("health_temporal_share", "health_mover_temporal_share"), "variance within episodes (share)"),
     (("health_effective_rank",), "effective rank"),
     (("health_channel_std",), "std of a channel"),
+    (("health_target_known_share",), "targets known from place (share)"),
+    (("health_target_std",), "std of a target channel"),
+    (("health_target_effective_rank",), "effective rank of targets"),
     (("health_cross_sample_gap",), "cross-sample gap (cosine)"),
     (("health_mover_loss", "health_static_loss"), "error over that of the mean"),
 )

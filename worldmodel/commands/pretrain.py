@@ -19,7 +19,7 @@ from worldmodel.data.clips import ClipBatch, ClipSampler
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
-from worldmodel.learning.diagnostics import Health, diagnose, moment_health, task_health
+from worldmodel.learning.diagnostics import Health, diagnose, reference_health, task_health
 from worldmodel.learning.features import encode_block
 from worldmodel.learning.fit import FitReport, fit, to_device
 from worldmodel.learning.fit_config import FitConfig
@@ -94,7 +94,7 @@ class Monitor:
     Args:
         dataset: Episodes, of which up to `PROBE_FRAMES` frames are probed.
         held_out: Episodes that are not trained on; health is judged on them.
-        task: The run, before its first step or resumed.
+        task: The run before its first step, also of one that is resumed: `fit` restores its weights later.
         settings: Length of the run and spacing of the probes.
     """
 
@@ -112,8 +112,7 @@ class Monitor:
         count = min(len(sampler), _HEALTH_CLIPS)
         self._clips = sampler.clips(np.linspace(0, len(sampler) - 1, count).astype(np.int64))
         self._moments = _moments(dataset, held_out, encoder)
-        fresh = VideoViT(encoder, seed=settings.fit.seed).eval()
-        self.reference = moment_health(task, fresh, self._moments)  # also when the run was resumed
+        self.reference = reference_health(task, self._clips, self._moments)
 
     def __call__(self, step: int) -> dict[str, float | str]:
         """Named numbers for metrics.jsonl and the verdict; a quantity that never varies has no R2 and is left out."""

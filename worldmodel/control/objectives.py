@@ -134,7 +134,7 @@ class StepsToGoal(Objective):
 
     last_step_weight: float = 1.0
     step_weight: float = 0.3
-    latent_weight: float = 2.0
+    latent_weight: float = 6.0
 
     def __post_init__(self) -> None:
         check_step_weights(self.last_step_weight, self.step_weight)

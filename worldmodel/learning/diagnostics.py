@@ -1,8 +1,9 @@
 """Is a representation healthy? Numbers that need no labels, on clips that were not trained on, and a verdict.
 
-The loss cannot tell: it falls in every kind of collapse. Three questions separate the kinds seen at small scale:
-do features follow from the place alone (positional collapse), are they constant within an episode (slow trap), and
-does the predictor recognise its own sample (cross-sample gap). Random-init features are the reference, not zero.
+The loss cannot tell: it falls in every kind of collapse. Four questions separate the kinds seen at small scale: do
+features or targets follow from the place alone (positional collapse), are features constant within an episode (slow
+trap), have targets lost their directions (dimensional collapse), and does the predictor recognise its own sample
+(cross-sample gap). Random init is the reference, not zero.
 """
 
 from __future__ import annotations
@@ -20,11 +21,19 @@ from worldmodel.models.encoders import VideoViT
 
 TOO_EARLY = 0.2
 """Share of a run before which a predictor that knows nothing is no news."""
+LOST_STD = 0.15
+"""Share of the deviation at random init below which features or targets hardly vary."""
+LOST_SHARE = 0.4
+"""Share of what random init has left beyond the place, or within episodes, below which it counts as lost."""
+LOST_RANK = 0.25
+"""Share of the targets' effective rank at random init below which they have collapsed to few directions."""
+ONE_DIRECTION = 1.5
+"""Effective rank of features below which little more than one direction is left."""
 
 
 @dataclass(kw_only=True)
 class Health:
-    """Summary of features (B, T, N, D), and of the predictions made of them.
+    """Summary of features (B, T, N, D), of the targets of a run and of the predictions of them.
 
     Attributes:
         positional_share: Share of variance explained by the place alone, in [0, 1]; near 1 is positional collapse.
@@ -37,6 +46,12 @@ class Health:
         mover_loss: Squared error of predictions over that of the mean over clips, on tokens that move; 1 means nothing
             was learned beyond the place. None where there is no predictor.
         static_loss: The same on the others.
+        target_known_share: Share of the mean square of the targets on clips that follows from the place alone, the
+            constant included, in [0, 1]. Of layer-normed targets that is how far the loss falls without a look at the
+            clip; near 1 is positional collapse. The targets' numbers are those before running statistics scale them,
+            and None where only features were judged.
+        target_std: `channel_std` of these targets.
+        target_effective_rank: `effective_rank` of these targets after the positional mean.
     """
 
     positional_share: float
@@ -47,6 +62,9 @@ class Health:
     cross_sample_gap: float | None = None
     mover_loss: float | None = None
     static_loss: float | None = None
+    target_known_share: float | None = None
+    target_std: float | None = None
+    target_effective_rank: float | None = None
 
     def to_dict(self, prefix: str = "") -> dict[str, float]:
         """Flat JSON-ready form without missing values."""
@@ -65,7 +83,7 @@ class Verdict(StrEnum):
 
 ADVICE = {
     Verdict.HEALTHY: "go on",
-    Verdict.POSITIONAL: "standardise targets per position (target=ema_repaired) and weigh motion (motion_weight=10)",
+    Verdict.POSITIONAL: "slow the target encoder, standardise targets per position, weigh motion (target=ema_repaired)",
     Verdict.SLOW: "take per-clip nuisances such as colour out of the targets, and centre them over the clip",
     Verdict.DIMENSIONAL: "lower the learning rate, raise ema_start, or add SIGReg (target=online)",
     Verdict.UNDER_TRAINED: "train for more steps, or raise the learning rate",
@@ -93,39 +111,78 @@ class Diagnosis:
 def diagnose(health: Health, reference: Health, *, done: float) -> Diagnosis:
     """Say what a run looks like.
 
-    Thresholds are relative to random-init features of the same network and clips: they are far from isotropic.
+    Thresholds are relative to random init of the same network and clips: its features are far from isotropic. Targets
+    are judged before features. Where the targets are fixed (pixels, a frozen teacher) they equal their reference and
+    cannot collapse, so features that hold few directions there hold what was asked of them.
 
     Args:
         health: Of the encoder in training, with its predictor when that should be judged too.
-        reference: Of the same encoder before its first step.
+        reference: Of the same run before its first step, from `reference_health`.
         done: Share of the run that is over, in [0, 1]; before `TOO_EARLY` it is never called under-trained.
     """
-    positional = 1 - 0.4 * (1 - reference.positional_share)
-    moving, moving_before = health.temporal_share, reference.temporal_share
-    if health.mover_temporal_share is not None and reference.mover_temporal_share is not None:
-        moving, moving_before = health.mover_temporal_share, reference.mover_temporal_share
-    if health.channel_std < 0.15 * reference.channel_std:
-        evidence = f"features hardly vary, {health.channel_std:.3f} against {reference.channel_std:.3f} at random init"
-        return Diagnosis(verdict=Verdict.DIMENSIONAL, evidence=evidence)
-    if health.effective_rank < max(1.5, 0.35 * reference.effective_rank):
-        evidence = f"effective rank {health.effective_rank:.1f} against {reference.effective_rank:.1f} at random init"
-        return Diagnosis(verdict=Verdict.DIMENSIONAL, evidence=evidence)
-    if health.positional_share > positional:
-        evidence = (
-            f"the place alone explains {health.positional_share:.0%} of the variance, "
-            f"{reference.positional_share:.0%} at random init"
-        )
-        return Diagnosis(verdict=Verdict.POSITIONAL, evidence=evidence)
-    if moving < 0.4 * moving_before:
-        evidence = f"{moving:.0%} of the variance is within episodes, {moving_before:.0%} at random init"
-        return Diagnosis(verdict=Verdict.SLOW, evidence=evidence)
+    for verdict, check in _CHECKS:
+        found = check(health, reference)
+        if found is not None:
+            return Diagnosis(verdict=verdict, evidence=found)
     gap, mover = health.cross_sample_gap, health.mover_loss
     if done >= TOO_EARLY and gap is not None and mover is not None and (gap < 0.05 or mover > 1.0):
         evidence = f"predictions ignore the clip (gap {gap:.2f}, relative error on movers {mover:.2f})"
         return Diagnosis(verdict=Verdict.UNDER_TRAINED, evidence=evidence)
     seen = "" if gap is None or mover is None else f", gap {gap:.2f}, relative error on movers {mover:.2f}"
-    evidence = f"effective rank {health.effective_rank:.1f}, {moving:.0%} of the variance within episodes{seen}"
+    evidence = (
+        f"effective rank {health.effective_rank:.1f}, {health.temporal_share:.0%} of the variance within episodes{seen}"
+    )
     return Diagnosis(verdict=Verdict.HEALTHY, evidence=evidence)
+
+
+def _hardly_vary(health: Health, reference: Health) -> str | None:
+    pairs = {
+        "targets": (health.target_std, reference.target_std),
+        "features": (health.channel_std, reference.channel_std),
+    }
+    for name, (now, before) in pairs.items():
+        if now is not None and before is not None and now < LOST_STD * before:
+            return f"{name} hardly vary, {now:.3f} against {before:.3f} at random init"
+    return None
+
+
+def _follow_from_place(health: Health, reference: Health) -> str | None:
+    pairs = {
+        "of the squared targets": (health.target_known_share, reference.target_known_share),
+        "of the variance": (health.positional_share, reference.positional_share),
+    }
+    for name, (now, before) in pairs.items():
+        if now is not None and before is not None and 1 - now < LOST_SHARE * (1 - before):
+            return f"the place alone explains {now:.1%} {name}, {before:.1%} at random init"
+    return None
+
+
+def _stand_still(health: Health, reference: Health) -> str | None:
+    pairs = {
+        "": (health.temporal_share, reference.temporal_share),
+        " of movers": (health.mover_temporal_share, reference.mover_temporal_share),
+    }
+    for name, (now, before) in pairs.items():
+        if now is not None and before is not None and now < LOST_SHARE * before:
+            return f"{now:.1%} of the variance{name} is within episodes, {before:.1%} at random init"
+    return None
+
+
+def _few_directions(health: Health, reference: Health) -> str | None:
+    now, before = health.target_effective_rank, reference.target_effective_rank
+    if now is not None and before is not None and now < LOST_RANK * before:
+        return f"effective rank of the targets {now:.1f} against {before:.1f} at random init"
+    if health.effective_rank < ONE_DIRECTION:
+        return f"effective rank {health.effective_rank:.1f} against {reference.effective_rank:.1f} at random init"
+    return None
+
+
+_CHECKS = (
+    (Verdict.DIMENSIONAL, _hardly_vary),
+    (Verdict.POSITIONAL, _follow_from_place),
+    (Verdict.SLOW, _stand_still),
+    (Verdict.DIMENSIONAL, _few_directions),
+)
 
 
 def positional_share(features: Tensor) -> float:
@@ -134,6 +191,12 @@ def positional_share(features: Tensor) -> float:
     total = (features - place.mean(dim=0)).square().mean(dim=(0, 1, 2)).sum()
     between = (place - place.mean(dim=0)).square().mean(dim=0).sum()
     return float(between / total.clamp(min=1e-12))
+
+
+def known_share(features: Tensor) -> float:
+    """Share of the mean square of features (B, T, N, D) that the mean at each position, constant included, explains."""
+    place = features.flatten(0, 1).mean(dim=0)  # (N, D)
+    return float(place.square().mean() / features.square().mean().clamp(min=1e-12))
 
 
 def temporal_share(features: Tensor, moving: Tensor | None = None) -> float:
@@ -209,13 +272,13 @@ def relative_error(prediction: Tensor, target: Tensor, chosen: Tensor) -> float 
 
 
 def task_health(task: MaskedTask, clips: ClipLike, moments: ClipLike, generator: torch.Generator) -> Health:
-    """Health of a pretraining run: features of single frames as at planning time, predictions on whole clips.
+    """Health of a pretraining run: features of single frames as at planning time, targets and predictions on clips.
 
     The task is left as it was found.
 
     Args:
         task: The run.
-        clips: Clips of different episodes, not trained on; predictions are judged on them.
+        clips: Clips of different episodes, not trained on; targets and predictions are judged on them.
         moments: Still clips, every frame repeated over a tubelet; features are judged on them.
         generator: Stream for the masks.
 
@@ -226,12 +289,37 @@ def task_health(task: MaskedTask, clips: ClipLike, moments: ClipLike, generator:
     task.eval()
     with torch.no_grad():
         health = moment_health(task, task.result, moments)
+        _add_targets(health, task, clips)
         prediction, target, motion = task.predict(clips, generator)
         health.cross_sample_gap = cross_sample_gap(prediction, target)
         health.mover_loss = relative_error(prediction, target, motion > MOVING)
         health.static_loss = relative_error(prediction, target, motion <= MOVING)
     task.train(training)
     return health
+
+
+def reference_health(task: MaskedTask, clips: ClipLike, moments: ClipLike) -> Health:
+    """What later health of a run is compared with: features and targets before the first step, no predictions.
+
+    Args:
+        task: The run before its first step; it is left as it was found.
+        clips: As for `task_health`.
+        moments: As for `task_health`.
+    """
+    training = task.training
+    task.eval()
+    health = moment_health(task, task.result, moments)
+    _add_targets(health, task, clips)
+    task.train(training)
+    return health
+
+
+def _add_targets(health: Health, task: MaskedTask, clips: ClipLike) -> None:
+    with torch.no_grad():
+        targets = task.target_features(clips)
+    health.target_known_share = known_share(targets)
+    health.target_std = channel_std(targets)
+    health.target_effective_rank = effective_rank(targets - targets.flatten(0, 1).mean(dim=0))
 
 
 def moment_health(task: MaskedTask, encoder: VideoViT, moments: ClipLike) -> Health:

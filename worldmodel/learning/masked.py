@@ -185,6 +185,10 @@ class MaskedTask(nn.Module, ABC):
     def targets(self, view: View) -> Tensor:
         """What is predicted for every token of a view, (B, N, target_dim)."""
 
+    @abstractmethod
+    def raw_targets(self, view: View) -> Tensor:
+        """What the targets are made of, (B, N, K), before running statistics scale it; changes no state."""
+
     def auxiliary(self, view: View, context: Tensor, keep: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Further losses on the encoded visible tokens, already weighted; none by default.
 
@@ -235,6 +239,18 @@ class MaskedTask(nn.Module, ABC):
         motion = self._view(batch, with_motion=True).motion
         assert motion is not None
         return motion
+
+    def target_features(self, batch: ClipLike) -> Tensor:
+        """What whole clips are predicted to hold, for `diagnostics.py`.
+
+        Args:
+            batch: Clips.
+
+        Returns:
+            Raw targets (B, T', N, K) float, T' tubelets of N places.
+        """
+        h = self.raw_targets(self._view(batch)).float()
+        return h.view(len(h), -1, self.frame_statistics.mean.shape[0], h.shape[-1])
 
     def predict(self, batch: ClipLike, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Predictions and targets under masks shared by all clips, for `diagnostics.py`.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.learning.masked import MaskedConfig, MaskedTask, View
@@ -77,6 +78,17 @@ class OnlineTask(MaskedTask):
         if self.training:
             view.statistics.update(h.detach())
         return h
+
+    def raw_targets(self, view: View) -> Tensor:
+        """Projected features as in training: normed by the statistics of these clips, not by the running ones."""
+        features = self.encoder.forward_patches(self.encoder.patchify(view.video))
+        first, norm, *last = self.projector
+        assert isinstance(norm, nn.BatchNorm1d)
+        hidden: Tensor = first(features.flatten(0, 1)).float()
+        hidden = F.batch_norm(hidden, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        for layer in last:
+            hidden = layer(hidden)
+        return hidden.float().view(*features.shape[:2], -1)
 
     def regularisation(self, view: View, targets: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """SIGReg on frame means and, for whole clips, on their deviation from the mean of the clip."""

@@ -63,21 +63,25 @@ class PixelsTask(MaskedTask):
     def targets(self, view: View) -> Tensor:
         """Pixels of every tubelet patch: difference to the background, then the pixels themselves."""
         with torch.no_grad():
-            kinds = []
-            if self.config.residual_weight > 0:
-                kinds.append(self._cut(view.video - view.still))
-            if self.config.full_weight > 0:
-                kinds.append(self._cut(view.video - 0.5))
-            h = torch.cat(kinds, dim=-1).float()
+            h = self.raw_targets(view)
             if self.training:
                 view.statistics.update(h)
             # One deviation per part, over places, channels and clips; the weight of a squared error is its root.
-            squares = view.statistics.square.mean(dim=0).chunk(len(kinds))
+            squares = view.statistics.square.mean(dim=0).chunk(len(self._weights))
             scale = [
-                math.sqrt(weight * len(kinds)) * (square.mean() + 1e-8).rsqrt().expand_as(square)
+                math.sqrt(weight * len(self._weights)) * (square.mean() + 1e-8).rsqrt().expand_as(square)
                 for weight, square in zip(self._weights, squares, strict=True)
             ]
             return h * torch.cat(scale)
+
+    def raw_targets(self, view: View) -> Tensor:
+        """The two parts as they are: difference to the background, then pixels around mid-grey, full scale is 1."""
+        kinds = []
+        if self.config.residual_weight > 0:
+            kinds.append(self._cut(view.video - view.still))
+        if self.config.full_weight > 0:
+            kinds.append(self._cut(view.video - 0.5))
+        return torch.cat(kinds, dim=-1).float()
 
     def _cut(self, video: Tensor) -> Tensor:
         """Video (B, T, 3, Y, X) -> tubelet patches (B, N, P), in the units it came in."""

@@ -88,7 +88,11 @@ class TeacherTask(MaskedTask):
     def targets(self, view: View) -> Tensor:
         """Standardised features of the teacher."""
         with torch.no_grad():
-            h = self.teacher.forward_patches(self.teacher.patchify(view.video)).float()
+            h = self.raw_targets(view)
             if self.training:
                 view.statistics.update(h)
             return view.statistics.standardise(h, self.config.standardise_floor)
+
+    def raw_targets(self, view: View) -> Tensor:
+        """Features of the teacher."""
+        return self.teacher.forward_patches(self.teacher.patchify(view.video)).float()

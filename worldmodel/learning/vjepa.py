@@ -105,13 +105,17 @@ class VJEPATask(MaskedTask):
     def targets(self, view: View) -> Tensor:
         """Layer-normed output of the target encoder, standardised when the config asks for it."""
         with torch.no_grad():
-            h = self.target_encoder.forward_patches(self.target_encoder.patchify(view.video))
-            h = F.layer_norm(h.float(), (h.shape[-1],), eps=LAYER_NORM_EPS)
+            h = self.raw_targets(view)
             if self.training:
                 view.statistics.update(h)
             if self.config.standardise_targets:
                 h = view.statistics.standardise(h, self.config.standardise_floor)
         return h
+
+    def raw_targets(self, view: View) -> Tensor:
+        """Layer-normed output of the target encoder: its scale is fixed, so what varies is what is not constant."""
+        h = self.target_encoder.forward_patches(self.target_encoder.patchify(view.video))
+        return F.layer_norm(h.float(), (h.shape[-1],), eps=LAYER_NORM_EPS)
 
     def auxiliary(self, view: View, context: Tensor, keep: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Latent dynamics: the change of the targets at the place of a visible token, one tubelet later."""
