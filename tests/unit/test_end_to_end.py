@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.errors import ConfigError
 from worldmodel.learning.dynamics import DynamicsConfig, DynamicsTask, LossWeights
-from worldmodel.learning.end_to_end import PixelHead, frame_store
-from worldmodel.learning.features import FrameStore, encode_block
+from worldmodel.learning.end_to_end import PixelHead
+from worldmodel.learning.features import FrameStore, encode_block, frame_store
 from worldmodel.learning.fit import fit
 from worldmodel.learning.open_loop import open_loop_report
 from worldmodel.learning.temporal_distance import all_latents

@@ -192,7 +192,8 @@ class Comparison:
                 for command, overrides in self._commands(cell, variant).items():
                     self._settings(command, overrides)
         for row in read_rows(self.folder):
-            if row.cell in self.cells and row.commands != self._commands(row.cell, row.variant):
+            known = row.variant is None or row.variant in self._config.variants
+            if row.cell in self.cells and not (known and row.commands == self._commands(row.cell, row.variant)):
                 raise ConfigError(
                     f"{self.folder / row.cell.name}.json was made with other settings; choose another run_dir or "
                     "low_label.cells"
@@ -236,7 +237,7 @@ class Comparison:
         labels = "null" if cell.labels is None else cell.labels
         commands = {
             "train": [*config.train, *arm.train, *chosen, f"seed={cell.seed}", f"labelled_episodes={labels}"],
-            "evaluate": [f"env={config.env}", *config.evaluate],
+            "evaluate": [f"env={config.env}", *config.evaluate, f"episodes={config.episodes}"],
         }
         if source.pretrain is not None:
             commands["pretrain"] = [*config.pretrain, *source.pretrain, f"fit.seed={cell.seed}"]

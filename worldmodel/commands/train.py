@@ -16,8 +16,7 @@ from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
 from worldmodel.learning import cloning
 from worldmodel.learning.dynamics import DynamicsConfig, DynamicsTask, validation_losses
-from worldmodel.learning.end_to_end import frame_store
-from worldmodel.learning.features import FrameStore, cached_features, encode_all
+from worldmodel.learning.features import FrameStore, cached_features, encode_all, frame_store
 from worldmodel.learning.fit import FitReport, fit
 from worldmodel.learning.open_loop import OpenLoopReport, open_loop_report
 from worldmodel.learning.temporal_distance import (

@@ -29,6 +29,7 @@ from worldmodel.learning.sigreg import sigreg
 from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
 from worldmodel.models.encoders import Encoder
+from worldmodel.models.init import seeded_weights
 from worldmodel.models.latent_head import CompactHeadConfig, HeadConfig, IdentityHeadConfig, LatentHead, build_head
 from worldmodel.models.temporal_distance import TemporalDistance
 from worldmodel.models.world_model import LATENTS, ModelSpec, WorldModel
@@ -367,6 +368,5 @@ def validation_losses(task: DynamicsTask, batches: list[TrajectoryBatch]) -> dic
 
 def _linear(inputs: int, outputs: int, seed: int) -> nn.Linear:
     """Linear layer whose weights depend on the seed alone (torch's layers draw from the global stream)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_weights(seed):
         return nn.Linear(inputs, outputs)

@@ -7,16 +7,11 @@ checkpoint does not tell how its encoder was trained.
 
 from __future__ import annotations
 
-from itertools import chain
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.errors import ConfigError
-from worldmodel.learning.features import FrameStore, encode_block
+from worldmodel.learning.features import encode_block
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.latent_head import LatentHead, TokenStandardiser
 
@@ -57,27 +52,3 @@ class PixelHead(nn.Module):
         """Map frames to latents."""
         latents: Tensor = self.head(self.encoder.encode_frames(frames))
         return latents
-
-
-def frame_store(dataset: EpisodeDataset, episode_ids: NDArray[np.int64]) -> FrameStore:
-    """Raw frames (F, Y, X, 3) uint8 of some episodes in place of features, 12 KiB a frame at 64 x 64.
-
-    Only these episodes are read, so that few labelled ones take little memory.
-
-    Args:
-        dataset: Where they are.
-        episode_ids: Which; in the store they are renumbered 0, 1, ... in this order.
-    """
-    index = dataset.index
-    length = index.length[episode_ids]
-    spans = [(int(index.start[i]), int(index.start[i] + index.length[i])) for i in episode_ids]
-    rows = np.fromiter(chain.from_iterable(range(*span) for span in spans), np.int64)
-    return FrameStore(
-        features=np.concatenate([dataset.load_pixels(*span) for span in spans]),
-        action=dataset.action[rows],
-        proprio=dataset.proprio[rows],
-        privileged=dataset.privileged[rows],
-        privileged_names=dataset.spec.privileged_names,
-        episode_start=np.cumsum(length) - length,
-        episode_len=length,
-    )

@@ -7,6 +7,7 @@ the wrong actions? And do the latent, and the imagined latent, still hold where 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -120,9 +121,7 @@ def open_loop_report(
     )
     batch = sampler.next_batch()
     device = model.action_normalizer.mean.device
-    # A few clips at a time: in float32 the features of all of them would fill a gigabyte.
-    parts = (batch.features[i : i + 64].to(device) for i in range(0, num_clips, 64))
-    z = torch.cat([model.head(head_input(part)).float() for part in parts])
+    z = _latents(model, batch.features.split(64))
     actions = model.action_normalizer(batch.actions.to(device))
     imagined = _rollout(model, z, actions)
     wrong = _rollout(model, z, actions.roll(1, dims=0))
@@ -148,6 +147,12 @@ def open_loop_report(
         probe_model=_rmse(probe(imagined) - future, (0,)).T.tolist(),
         probe_copy_last=_rmse(probe(still) - future, (0,)).T.tolist(),
     )
+
+
+def _latents(model: DynamicsTask | WorldModel, parts: Iterable[Tensor]) -> Tensor:
+    """Latents (B, T, N, D), a few clips at a time: in float32 the features of all would fill a gigabyte."""
+    device = model.action_normalizer.mean.device
+    return torch.cat([model.head(head_input(part.to(device))).float() for part in parts])
 
 
 def _rollout(model: DynamicsTask | WorldModel, z: Tensor, actions: Tensor) -> Tensor:

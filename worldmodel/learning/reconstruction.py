@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worldmodel.models.init import seeded_weights
 from worldmodel.models.latent_head import TokenStandardiser
 
 
@@ -33,8 +34,7 @@ class SketchDecoder(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("sketch", torch.randn(embed_dim, sketch_dim, generator=generator) / embed_dim**0.5)
         self.register_buffer("scale", torch.ones(num_tokens, sketch_dim))
-        with torch.random.fork_rng(devices=[]):  # torch's layers draw their weights from the global stream
-            torch.manual_seed(seed)
+        with seeded_weights(seed):
             self.hidden = nn.Linear(latent_dim, 512)
             self.out = nn.Linear(512, num_tokens * sketch_dim)
 

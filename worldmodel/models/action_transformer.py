@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from worldmodel.errors import ConfigError
 from worldmodel.models.action_predictor import ActionPredictor, ResidualMLPConfig, ResidualMLPPredictor
+from worldmodel.models.init import seeded_weights
 from worldmodel.models.vit import Rope, apply_rope, rope_axis_dim, rope_tables, rope_turns
 
 Cache = list[tuple[Tensor, Tensor]]
@@ -218,8 +219,7 @@ def build_predictor(
         action_dim: A.
         seed: Seed of the initial weights.
     """
-    with torch.random.fork_rng(devices=[]):  # torch's layers draw their weights from the global stream
-        torch.manual_seed(seed)
+    with seeded_weights(seed):
         if isinstance(config, ResidualMLPConfig):
             return ResidualMLPPredictor(config, num_tokens=num_tokens, latent_dim=latent_dim, action_dim=action_dim)
         return TransformerPredictor(config, num_tokens=num_tokens, latent_dim=latent_dim, action_dim=action_dim)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.encoders import Encoder, VideoViT, check_frames
+from worldmodel.models.init import seeded_weights
 from worldmodel.models.vit import ViTConfig, patchify
 
 
@@ -123,8 +124,7 @@ def _build_backbone(config: TimmEncoderConfig, input_size: int, seed: int) -> nn
     # Backbones with position embeddings are built for one size; the others take any size and know no such argument.
     size: dict[str, Any] = {"img_size": input_size} if default is not None and default.fixed_input_size else {}
     try:
-        with torch.random.fork_rng(devices=[]):  # timm draws from the global stream
-            torch.manual_seed(seed)
+        with seeded_weights(seed):
             backbone = timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, **size)
     except (OSError, RuntimeError) as error:
         if not config.pretrained:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError, DataError
+from worldmodel.models.init import seeded_weights
 
 STD_FLOOR_SHARE = 0.05
 """Smallest standard deviation a token channel may be divided by, as a share of the mean over all of them.
@@ -202,8 +203,7 @@ def build_head(config: HeadConfig, *, num_tokens: int, embed_dim: int, seed: int
         embed_dim: Their width.
         seed: Seed of the initial weights.
     """
-    with torch.random.fork_rng(devices=[]):  # torch's layers draw their weights from the global stream
-        torch.manual_seed(seed)
+    with seeded_weights(seed):
         if isinstance(config, CompactHeadConfig):
             return CompactHead(config, num_tokens=num_tokens, embed_dim=embed_dim)
         return IdentityHead(config, num_tokens=num_tokens, embed_dim=embed_dim)

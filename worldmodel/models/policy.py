@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import ConfigError
 from worldmodel.models.encoders import Encoder
+from worldmodel.models.init import seeded_weights
 from worldmodel.models.latent_head import LatentHead
 from worldmodel.models.world_model import ModelSpec
 
@@ -50,8 +51,7 @@ class GoalMLP(nn.Module):
         super().__init__()
         self.config = config
         self.latent_dim, self.action_dim = latent_dim, action_dim
-        with torch.random.fork_rng(devices=[]):  # torch's layers draw their weights from the global stream
-            torch.manual_seed(seed)
+        with seeded_weights(seed):
             layers: list[nn.Module] = []
             width = 3 * latent_dim
             for _ in range(config.num_layers):

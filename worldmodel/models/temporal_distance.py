@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
+from worldmodel.models.init import seeded_weights
 
 
 @dataclass(kw_only=True)
@@ -45,8 +45,7 @@ class TemporalDistance(nn.Module):
         super().__init__()
         self.config = config
         self.latent_dim = latent_dim
-        with torch.random.fork_rng(devices=[]):  # torch's layers draw their weights from the global stream
-            torch.manual_seed(seed)
+        with seeded_weights(seed):
             width = config.hidden_dim
             # The first layer of [z, goal, z - goal], written as two products so that a goal shared by thousands of
             # candidates is multiplied once.
