@@ -145,8 +145,9 @@ class Comparison:
         self.cells = [
             Cell(arm=name, seed=seed, labels=labels)
             for labels in config.labels
+            for seed in range(max(arm.seeds for arm in self._arms.values()))  # every arm once before one twice
             for name, arm in self._arms.items()
-            for seed in range(arm.seeds)
+            if seed < arm.seeds
         ]
 
     def run(self) -> Outcome:
