@@ -5,5 +5,23 @@ This package knows no model, environment, file or logger: any function from acti
 
 from worldmodel.planners.base import CostFn, Plan, Planner, PlanTrace
 from worldmodel.planners.cem import CEM
+from worldmodel.planners.cmaes import CMAES
+from worldmodel.planners.gradient import CEMGradient, Gradient
+from worldmodel.planners.icem import ICEM
+from worldmodel.planners.mppi import MPPI
+from worldmodel.planners.shooting import PredictiveSampling, RandomShooting
 
-__all__ = ["CEM", "CostFn", "Plan", "PlanTrace", "Planner"]
+__all__ = [
+    "CEM",
+    "CMAES",
+    "ICEM",
+    "MPPI",
+    "CEMGradient",
+    "CostFn",
+    "Gradient",
+    "Plan",
+    "PlanTrace",
+    "Planner",
+    "PredictiveSampling",
+    "RandomShooting",
+]

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -259,16 +260,25 @@ class Problems:
         low, high = (self.low, self.high) if sequences.ndim == 3 else (self.low.unsqueeze(1), self.high.unsqueeze(1))
         return torch.clamp(sequences, low, high, out=sequences)
 
-    def draw_(self, noise: Tensor, rows: Sequence[int]) -> Tensor:
-        """Fill the given rows of (B, S, H, A) with standard normal numbers, each from its own problem's stream."""
+    def draw_(self, noise: Tensor, rows: Sequence[int], *, is_uniform: bool = False) -> Tensor:
+        """Fill the given rows of (B, S, H, A) with random numbers, each from its own problem's stream.
+
+        Args:
+            noise: Filled in place.
+            rows: Problems to draw for.
+            is_uniform: Draw from [0, 1) instead of the standard normal distribution.
+        """
         for row in rows:
             stream = self.rng[row]
-            if stream.device == noise.device:
-                noise[row].normal_(generator=stream)
+            own = noise[row]
+            # a stream on the CPU serves models anywhere, so that seeds mean the same on every device
+            drawn = own if stream.device == own.device else torch.empty_like(own, device=stream.device)
+            if is_uniform:
+                drawn.uniform_(generator=stream)
             else:
-                # a stream on the CPU serves models anywhere, so that seeds mean the same on every device
-                drawn = torch.randn(noise.shape[1:], generator=stream, device=stream.device, dtype=noise.dtype)
-                noise[row].copy_(drawn)
+                drawn.normal_(generator=stream)
+            if drawn is not own:
+                own.copy_(drawn)
         return noise
 
     def rng_state(self) -> tuple[Tensor, ...]:
@@ -316,14 +326,33 @@ class Problems:
         return cost.detach().to(self.low)
 
 
-def check_time_budget(time_budget_s: float | None) -> None:
-    """Refuse a budget that is not positive.
+class Stopwatch:
+    """Wall time of one `plan` call, and whether another iteration fits into its budget.
+
+    Args:
+        time_budget_s: Seconds; None for no limit.
 
     Raises:
-        PlanningError: It is zero, negative or NaN.
+        PlanningError: The budget is zero, negative or NaN.
     """
-    if time_budget_s is not None and not time_budget_s > 0:
-        raise PlanningError(f"time_budget_s must be > 0 seconds or None, got {time_budget_s}")
+
+    def __init__(self, time_budget_s: float | None) -> None:
+        if time_budget_s is not None and not time_budget_s > 0:
+            raise PlanningError(f"time_budget_s must be > 0 seconds or None, got {time_budget_s}")
+        self._started = self._lap = perf_counter()
+        self._budget = math.inf if time_budget_s is None else time_budget_s
+        self._slowest = 0.0
+
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return perf_counter() - self._started
+
+    def has_time(self) -> bool:
+        """Call it after every iteration: whether one as slow as the slowest so far would end in time."""
+        now = perf_counter()
+        self._slowest = max(self._slowest, now - self._lap)
+        self._lap = now
+        return now - self._started + self._slowest <= self._budget
 
 
 def check_at_least(name: str, value: float, smallest: float) -> None:

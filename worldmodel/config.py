@@ -48,7 +48,16 @@ _OPTIONS = {
         "goal_distance": "worldmodel.control.objectives:GoalDistance",
         "steps_to_goal": "worldmodel.control.objectives:StepsToGoal",
     },
-    "planner": {"cem": "worldmodel.planners:CEM"},
+    "planner": {
+        "cem": "worldmodel.planners:CEM",
+        "icem": "worldmodel.planners:ICEM",
+        "mppi": "worldmodel.planners:MPPI",
+        "predictive_sampling": "worldmodel.planners:PredictiveSampling",
+        "random_shooting": "worldmodel.planners:RandomShooting",
+        "gradient": "worldmodel.planners:Gradient",
+        "cem_gradient": "worldmodel.planners:CEMGradient",
+        "cmaes": "worldmodel.planners:CMAES",
+    },
     "target": {
         "ema": "worldmodel.learning.vjepa:VJEPAConfig",
         "teacher": "worldmodel.learning.teacher:TeacherConfig",

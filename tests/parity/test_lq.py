@@ -4,10 +4,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.planners import CEM, CostFn, Planner
+from worldmodel.planners import (
+    CEM,
+    CMAES,
+    ICEM,
+    MPPI,
+    CEMGradient,
+    CostFn,
+    Gradient,
+    Planner,
+    PredictiveSampling,
+    RandomShooting,
+)
 
 HORIZON, STATE_DIM, ACTION_DIM, NUM_PROBLEMS = 5, 4, 2, 8
-BOUND, CONTROL_WEIGHT = 2.0, 0.5
+BOUND, CONTROL_WEIGHT = 1.0, 0.5
+LARGEST = 0.8
+"""Largest action of every optimum: the starts are scaled so, because cost and optimum are homogeneous in them."""
 
 
 class LinearQuadratic:
@@ -21,7 +34,8 @@ class LinearQuadratic:
 
         self.transition = 0.45 * draw(STATE_DIM, STATE_DIM)
         self.effect = draw(STATE_DIM, ACTION_DIM)
-        self.start = 0.5 * draw(STATE_DIM)
+        self.start = draw(STATE_DIM)
+        self.start *= LARGEST / self.least_squares().abs().amax(dim=(1, 2)).unsqueeze(1)
 
     def cost(self, actions: Tensor) -> Tensor:
         state = self.start.unsqueeze(1).expand(-1, actions.shape[1], -1)
@@ -79,11 +93,36 @@ def gaps(planner: Planner, seed: int) -> Tensor:
     return (found - best) / (idle - best)
 
 
+LARGE = {"num_samples": 300, "num_iterations": 30, "horizon": HORIZON}
+"""9,000 evaluations a problem, the budget DINO-WM and LeWM plan with."""
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_cem_is_within_one_percent_of_the_optimum(seed: int) -> None:
-    """9,000 cost evaluations a problem, the budget DINO-WM and LeWM plan with."""
-    planner = CEM(num_samples=300, num_elites=30, num_iterations=30, init_std=0.5, horizon=HORIZON, min_std=0.02)
+@pytest.mark.parametrize(
+    "planner",
+    [
+        CEM(**LARGE, num_elites=30, init_std=0.5, min_std=0.02),
+        ICEM(**LARGE, num_elites=30, init_std=0.5, min_std=0.02, noise_beta=0.5, sample_decay=1.0),
+        MPPI(**LARGE, std_decay=0.85, min_std=0.02),
+        PredictiveSampling(**LARGE),
+        # 480 sequences scored and 472 differentiated
+        Gradient(horizon=HORIZON, num_iterations=60),
+        # 800 scored by the search, 160 by the descent
+        CEMGradient(horizon=HORIZON, num_gradient_iterations=40, lr=0.1),
+        # 2,400 evaluations
+        CMAES(horizon=HORIZON, num_iterations=50),
+    ],
+    ids=lambda planner: type(planner).__name__,
+)
+def test_planners_come_within_one_percent_of_the_optimum(planner: Planner, seed: int) -> None:
     assert gaps(planner, seed).max() <= 0.01
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shooting_comes_within_a_fifth_of_the_optimum(seed: int) -> None:
+    """90,000 evaluations a problem in 10 dimensions; the mean over the problems, the worst of them is near 30 %."""
+    planner = RandomShooting(num_samples=9000, num_iterations=10, horizon=HORIZON, num_scales=3, smallest_scale=0.3)
+    assert gaps(planner, seed).mean() <= 0.2
 
 
 def test_the_measure_tells_a_search_from_none() -> None:
