@@ -38,11 +38,13 @@ class Request:
         command: Name of the command, or None for the general help.
         overrides: Hydra overrides.
         flags: Those of `FLAGS` that were given.
+        subject: Word after a command that needs one, or None.
     """
 
     command: str | None
     overrides: list[str] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
+    subject: str | None = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -90,6 +92,10 @@ def parse(argv: Sequence[str]) -> Request:
             if name not in COMMANDS:
                 raise _unknown("command", name, list(COMMANDS))
             request.command = name
+        elif COMMANDS[request.command].subjects and request.subject is None and "=" not in argument:
+            if argument not in COMMANDS[request.command].subjects:
+                raise _unknown(f"subject of {request.command}", argument, COMMANDS[request.command].subjects)
+            request.subject = argument
         else:
             request.overrides.append(argument)
     return request
@@ -110,6 +116,9 @@ def _dispatch(request: Request, state: _State) -> int:
     if request.command is None or "--help" in request.flags:
         _out().print(help_text(request.command), highlight=False, markup=False, soft_wrap=True)
         return 0
+    subjects = COMMANDS[request.command].subjects
+    if subjects and request.subject is None:
+        raise ConfigError(f"worldmodel {request.command} what? valid: {', '.join(subjects)}")
     if "--multirun" in request.flags:
         return _multirun(request, state)
     from worldmodel.config import load
@@ -210,10 +219,11 @@ def help_text(command: str | None = None) -> str:
     entry = COMMANDS[command]
     keys = "\n".join(f"  {key:<22}{text}" for key, text in entry.keys)
     examples = "\n".join(f"  {line}" for line in entry.examples)
+    name = " ".join([command, *(["|".join(entry.subjects)] if entry.subjects else [])])
     return (
-        f"worldmodel {command}: {entry.summary}\n\nusage: worldmodel {command} [key=value ...] [flags]\n\n"
+        f"worldmodel {name}: {entry.summary}\n\nusage: worldmodel {name} [key=value ...] [flags]\n\n"
         + (f"{keys}\n\n" if keys else "")
-        + f"{_FLAG_HELP}\n\nexamples:\n{examples}\n\nall settings: worldmodel {command} --dry-run"
+        + f"{_FLAG_HELP}\n\nexamples:\n{examples}\n\nall settings: worldmodel {name} --dry-run"
     )
 
 

@@ -20,19 +20,18 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from worldmodel.commands.pretrain import ClipSource, backgrounds
 from worldmodel.data.clips import ClipBatch, ClipSampler
 from worldmodel.data.episodes import Episode, EpisodeDataset, EpisodeSpec, write_episodes
 from worldmodel.doctor import hardware_facts
+from worldmodel.evaluation.products import Products, Shape, matmul_flops
 from worldmodel.learning.fit import FitConfig, fit
 from worldmodel.learning.vjepa import VJEPAConfig, VJEPATask
 from worldmodel.models.masked_predictor import MaskedPredictorConfig
@@ -42,9 +41,6 @@ BAR_SHARE = 0.5
 BAR_LOADER_SHARE = 0.05
 SQUARES = (1024, 2048)
 EPISODES, EPISODE_FRAMES = 100, 51
-
-Shape = tuple[int, int, int]
-"""Rows, summed dimension and columns of a matrix product."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,64 +81,11 @@ SIZES = {
 }
 
 
-def matmul_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products in `work`, two per multiplication and addition.
-
-    The backward pass of fused attention computes the scores again; that is not counted as work.
-    """
-    aten = torch.ops.aten
-    fused = (
-        aten._scaled_dot_product_flash_attention_for_cpu_backward,
-        aten._scaled_dot_product_flash_attention_backward,
-        aten._scaled_dot_product_efficient_attention_backward,
-    )
-
-    def backward(_gradient: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-        return 2 * int(sdpa_flop_count(q, k, v))
-
-    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(fused, backward))
-    with counter:
-        work()
-    return int(counter.get_total_flops())
-
-
 def linear_shapes(size: Size) -> list[Shape]:
     """Products of an encoder block on all tokens of a batch: qkv, output projection and the two of the MLP."""
     width, hidden = size.encoder.embed_dim, int(size.encoder.embed_dim * size.encoder.mlp_ratio)
     rows = size.batch_size * int(np.prod(size.encoder.grid))
     return [(rows, width, 3 * width), (rows, width, width), (rows, width, hidden), (rows, hidden, width)]
-
-
-@dataclass
-class Products:
-    """Times matrix products and remembers the best rate of each shape and, per processor second, of all, FLOP/s."""
-
-    shapes: list[Shape]
-    dtype: torch.dtype
-    best: dict[Shape, float] = field(default_factory=dict)
-    best_cpu: float = 0.0
-
-    def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-
-        def matrix(rows: int, columns: int) -> torch.Tensor:
-            return torch.randn(rows, columns, generator=generator).to(self.dtype)
-
-        # Weights lie transposed, as in a linear layer; the result is there already, so no memory is asked for.
-        self._operands = [(matrix(m, k), matrix(n, k).t(), matrix(m, n)) for m, k, n in self.shapes]
-
-    def round(self, repeats: int = 3) -> float:
-        """Multiply every shape `repeats` times; the best rate of this round, FLOP/s."""
-        rates = []
-        for (m, k, n), (left, right, out) in zip(self.shapes, self._operands, strict=True):
-            for _ in range(repeats):
-                started, busy = time.perf_counter(), time.process_time()
-                torch.mm(left, right, out=out)
-                seconds, busy = time.perf_counter() - started, time.process_time() - busy
-                rates.append(2 * m * k * n / seconds)
-                self.best_cpu = max(self.best_cpu, 2 * m * k * n / busy)
-            self.best[m, k, n] = max(self.best.get((m, k, n), 0.0), *rates[-repeats:])
-        return max(rates)
 
 
 class TimedSource(ClipSource):
@@ -290,7 +233,7 @@ def main() -> None:
         "sizes": {name: summary(sizes[name], clock, flops, products) for name, (clock, flops) in clocks.items()},
         "best_gemm_gflops": round(max(products.best.values()) / 1e9, 1),
         "best_gemm_gflops_per_cpu_s": round(products.best_cpu / 1e9, 1),
-        "gemm_gflops": {"x".join(map(str, shape)): round(rate / 1e9, 1) for shape, rate in products.best.items()},
+        "gemm_gflops": products.to_json(),
         "bar_share": BAR_SHARE,
         "bar_loader_share": BAR_LOADER_SHARE,
         "dtype": str(dtype).removeprefix("torch."),

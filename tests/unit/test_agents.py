@@ -313,3 +313,71 @@ def test_noop_never_moves() -> None:
 def test_unknown_environment(kind: type[NoopAgent] | type[RandomAgent]) -> None:
     with pytest.raises(ConfigError, match="did you mean 'reach'"):
         kind("raech")
+
+
+class Watching(CEM):
+    """CEM that keeps what it was asked and what it answered."""
+
+    calls: list[tuple[CostFn, Plan]]
+
+    def plan(self, cost_fn: CostFn, *args: Any, **options: Any) -> Plan:
+        found = super().plan(cost_fn, *args, **options)
+        self.calls = [*getattr(self, "calls", []), (cost_fn, found)]
+        return found
+
+
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize(("delay", "blocks"), [(1, 1), (2, 1), (3, 2)])
+def test_the_robot_goes_on_while_a_plan_is_made(window: int, delay: int, blocks: int) -> None:
+    """With exact dynamics the state foreseen for the moment a plan takes over is the one it meets there."""
+    planner = Watching(num_samples=24, num_elites=5, num_iterations=3, horizon=4)
+    model = PointMassModel(action_block=2, window=window, image_size=32)
+    world, agent = World([0]), MPCAgent(model, planner, GoalDistance(), delay=delay)
+    agent.reset(world.goals, seeds=[0])
+    taken, states = [], []
+    for _ in range(12):
+        states.append(world.envs[0].get_state()[:2].copy())
+        taken.append(agent.act(world.obs)[0])
+        world.step(taken[-1][None])
+    late = 2 * blocks
+    assert all((action == 0).all() for action in taken[:late])
+    for number, (cost_fn, plan) in enumerate(planner.calls):
+        start = number * late + late  # asked for at number * late, in force that much later
+        steps = min(late, 12 - start)
+        if steps <= 0:
+            break
+        np.testing.assert_array_equal(taken[start : start + steps], plan.actions[0].reshape(-1, 2).numpy()[:steps])
+        context = cost_fn._context  # type: ignore[attr-defined]
+        np.testing.assert_allclose(context.latent.visual[0, -1].flatten()[:2].numpy(), states[start], atol=2e-2)
+        assert context.actions.shape[1] == context.latent.visual.shape[1] - 1 <= window - 1
+    assert len(planner.calls) == 12 // late
+
+
+def test_a_delay_does_not_change_what_company_means() -> None:
+    def run(seeds: Sequence[int]) -> NDArray[np.float32]:
+        model = PointMassModel(action_block=2, window=2, image_size=32)
+        world, agent = World(seeds), MPCAgent(model, PLANNER, GoalDistance(), delay=3)
+        agent.reset(world.goals, seeds=seeds)
+        return world.run(agent, 12)
+
+    together = run([0, 1, 2])
+    np.testing.assert_array_equal(together[:, 1:2], run([1]))
+
+
+def test_delays_and_budgets_that_make_no_sense() -> None:
+    model = PointMassModel(action_block=2, image_size=32)
+    with pytest.raises(ConfigError, match="delay must be >= 0"):
+        MPCAgent(model, PLANNER, GoalDistance(), delay=-1)
+    with pytest.raises(ConfigError, match=r"5 model steps \(10 control steps\) does not fit"):
+        MPCAgent(model, PLANNER, GoalDistance(), delay=9)
+    with pytest.raises(ConfigError, match="time_budget_s"):
+        MPCAgent(model, PLANNER, GoalDistance(), time_budget_s=0.0)
+
+
+def test_a_budget_bounds_the_iterations() -> None:
+    planner = Watching(num_samples=24, num_elites=5, num_iterations=500, horizon=4)
+    model = PointMassModel(action_block=2, image_size=32)
+    world, agent = World([0]), MPCAgent(model, planner, GoalDistance(), time_budget_s=0.02)
+    agent.reset(world.goals, seeds=[0])
+    world.run(agent, 4)
+    assert all(plan.trace.num_iterations.max() < 500 for _, plan in planner.calls)

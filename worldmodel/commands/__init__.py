@@ -20,6 +20,7 @@ class Command:
         examples: Complete command lines.
         groups: Config groups it chooses from, as they are named in an override.
         includes: Commands whose settings are part of this one's.
+        subjects: Words of which one must follow the command, e.g. "plan" in `worldmodel bench plan`.
     """
 
     summary: str
@@ -27,6 +28,7 @@ class Command:
     examples: tuple[str, ...]
     groups: tuple[str, ...] = ()
     includes: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
 
 
 COMMANDS: dict[str, Command] = {
@@ -88,7 +90,8 @@ COMMANDS: dict[str, Command] = {
             ("env=push", "environment: reach, push or a registered id"),
             ("checkpoint=shipped", "trained model: the one in the package, or a folder"),
             ("task=3", "which demonstration task; any number, the default is one that the shipped model solves"),
-            ("planner=cem", "planner.num_samples=300 planner.horizon=5 ..."),
+            ("planner=cem", "or icem, mppi, predictive_sampling, random_shooting, gradient, cem_gradient, cmaes"),
+            ("planner.horizon=5", "model steps; planner.num_samples=300 planner.num_iterations=6 ..."),
         ),
         examples=(
             "worldmodel plan",
@@ -103,12 +106,14 @@ COMMANDS: dict[str, Command] = {
             ("env=push", "environment whose shipped manifest is used (manifest=FILE for another)"),
             ("episodes=100", "first N tasks of the manifest"),
             ("checkpoint=shipped", "trained model: the one in the package, or a folder"),
+            ("planner=mppi", "another search: see worldmodel plan --help"),
             ("workers=2", "processes, one thread each"),
             ("run_dir=FOLDER", "an interrupted evaluation continues in the same folder"),
         ),
         examples=(
             "worldmodel evaluate env=push episodes=100 workers=2 --json",
             "worldmodel evaluate env=reach checkpoint=outputs/model planner.num_iterations=4",
+            "worldmodel evaluate -m env=push planner=cem,icem,mppi workers=2",
         ),
         groups=("objective", "planner"),
     ),
@@ -140,6 +145,21 @@ COMMANDS: dict[str, Command] = {
         ),
         groups=("experiment",),
         includes=("collect", "pretrain", "train", "evaluate"),
+    ),
+    "bench": Command(
+        summary="how long a plan takes, where the time goes, and how other planners compare",
+        keys=(
+            ("model=shipped", "or patch (64 tokens a frame), wide (256 tokens, width 1024, 6 blocks)"),
+            ("num_samples=300", "candidates; num_iterations, horizon: as in a plan"),
+            ("rounds=20", "times that every competitor takes its turn"),
+            ("threads=2", "CPU threads; torch's own number by default"),
+        ),
+        examples=(
+            "worldmodel bench plan",
+            "worldmodel bench plan model=patch --json",
+            "worldmodel bench plan model=wide rounds=1",
+        ),
+        subjects=("plan",),
     ),
     "doctor": Command(
         summary="versions, device, threads, OpenGL backend, and what is missing",

@@ -6,6 +6,7 @@ machinery (`receding.py`). `RandomAgent` and `NoopAgent` are the floors any clai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,6 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from worldmodel.control.costs import LatentCost, PlanningModel
 from worldmodel.control.objectives import Objective
@@ -119,16 +121,37 @@ class MPCAgent(PlanningAgent):
         planner: Search.
         objective: What a plan should achieve.
         replan_every: Model steps carried out between plans, in [1, planner.horizon].
+        delay: Control steps a plan takes to arrive, >= 0. The robot goes on meanwhile, and the search starts from the
+            latent predicted for the moment its plan takes over: the next boundary of a model step.
+        time_budget_s: Seconds from the observation to the plan; None for no limit.
 
     Raises:
         ConfigError: A value is out of range.
     """
 
     def __init__(
-        self, world_model: PlanningModel, planner: Planner, objective: Objective, *, replan_every: int = 1
+        self,
+        world_model: PlanningModel,
+        planner: Planner,
+        objective: Objective,
+        *,
+        replan_every: int = 1,
+        delay: int = 0,
+        time_budget_s: float | None = None,
     ) -> None:
         low, high = world_model.spec.flat_bounds(world_model.device)
-        super().__init__(planner, low, high, action_block=world_model.spec.action_block, replan_every=replan_every)
+        block = world_model.spec.action_block
+        if delay < 0:
+            raise ConfigError(f"delay must be >= 0 control steps, got {delay}")
+        super().__init__(
+            planner,
+            low,
+            high,
+            action_block=block,
+            replan_every=replan_every,
+            delay=math.ceil(delay / block),
+            time_budget_s=time_budget_s,
+        )
         self.world_model = world_model
         self.objective = objective.bind(world_model)
 
@@ -157,14 +180,24 @@ class MPCAgent(PlanningAgent):
             problem.frames = problem.frames[-window:]
             problem.actions = problem.actions[len(problem.actions) - len(problem.frames) + 1 :]
 
-    def _cost(self, obs: Observation, rows: Sequence[int]) -> CostFn:
+    def _cost(self, obs: Observation, rows: Sequence[int], decided: Tensor) -> CostFn:
         problems = [self._problems[row] for row in rows]
         latent = _stack([_stack(problem.frames, dim=1) for problem in problems], dim=0)
         no_action = self._low.new_empty(1, 0, len(self._low))
         actions = torch.cat([torch.cat([no_action, *problem.actions], dim=1) for problem in problems])
         goals = [problem.goal_latent for problem in problems if problem.goal_latent is not None]
-        context = Context(latent=latent, actions=actions)
+        context = self._foreseen(Context(latent=latent, actions=actions), decided)
         return LatentCost(self.world_model, self.objective, context, _stack(goals, dim=0))
+
+    def _foreseen(self, context: Context, decided: Tensor) -> Context:
+        """The context at the moment the plan takes over, after the decided actions (B, delay, A)."""
+        if decided.shape[1] == 0:
+            return context
+        imagined = self.world_model.rollout(context, decided.unsqueeze(1)).visual.squeeze(1)
+        frames = torch.cat([context.latent.visual, imagined.to(context.latent.visual)], dim=1)
+        frames = frames[:, -self.world_model.window :]
+        actions = torch.cat([context.actions, decided.to(context.actions)], dim=1)
+        return Context(latent=Latent(visual=frames), actions=actions[:, actions.shape[1] - frames.shape[1] + 1 :])
 
     def _encode(self, pixels: NDArray[np.uint8], proprio: NDArray[np.float32] | None) -> Latent:
         """Latent (R, 1, ...) of R single frames."""
@@ -218,7 +251,7 @@ class OracleAgent(PlanningAgent):
         if "state" not in obs:
             raise ConfigError("an oracle needs the true states: add obs['state'] (list of B vectors of get_state)")
 
-    def _cost(self, obs: Observation, rows: Sequence[int]) -> CostFn:
+    def _cost(self, obs: Observation, rows: Sequence[int], decided: Tensor) -> CostFn:
         states = [np.asarray(obs["state"][row], dtype=np.float64) for row in rows]
         tasks = [
             Task(

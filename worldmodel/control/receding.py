@@ -19,7 +19,7 @@ from torch import Tensor
 
 from worldmodel.errors import ConfigError
 from worldmodel.planners import CostFn, Plan, Planner
-from worldmodel.types import Goal, Latent
+from worldmodel.types import Goal, Latent, to_tensor
 
 Observation = dict[str, Any]
 """`pixels` (B, Y, X, 3) uint8, `proprio` (B, P) float32 and, for agents with `needs_state`, `state`: B full states."""
@@ -33,7 +33,7 @@ class Problem:
         stream: Its random numbers.
         goal: What it was asked for.
         plan: The last plan (B = 1), None before the first.
-        queue: (H x block, A_env) env actions of that plan.
+        queue: (rows, A_env) env actions from the last replan on: those already decided for the delay, then that plan's.
         num_executed: How many of them have been carried out.
         goal_latent: Encoded goal, for agents that have one.
         frames: Latents (1, 1, ...) of the last model steps, oldest first.
@@ -61,6 +61,10 @@ class PlanningAgent(ABC):
         high: (A,) largest.
         action_block: Env actions in one model step.
         replan_every: Model steps carried out between plans, in [1, planner.horizon].
+        delay: Model steps that pass before a new plan takes over, in [0, planner.horizon]; meanwhile the old one is
+            carried out, or nothing is done before the first. With more of them than `replan_every` a plan is asked for
+            as soon as the last one has arrived.
+        time_budget_s: Seconds from the observation to the plan; None for no limit. Plan one problem at a time with it.
 
     Attributes:
         replan_s: Wall seconds of every replan, from observation to plans, for all problems then due together.
@@ -72,12 +76,31 @@ class PlanningAgent(ABC):
 
     needs_state = False
 
-    def __init__(self, planner: Planner, low: Tensor, high: Tensor, *, action_block: int, replan_every: int) -> None:
+    def __init__(
+        self,
+        planner: Planner,
+        low: Tensor,
+        high: Tensor,
+        *,
+        action_block: int,
+        replan_every: int,
+        delay: int = 0,
+        time_budget_s: float | None = None,
+    ) -> None:
         if action_block < 1:
             raise ConfigError(f"action_block must be >= 1, got {action_block}")
         if not 1 <= replan_every <= planner.horizon:
             raise ConfigError(f"replan_every must be in [1, horizon={planner.horizon}] model steps, got {replan_every}")
+        if not 0 <= delay <= planner.horizon:
+            raise ConfigError(
+                f"a delay of {delay} model steps ({delay * action_block} control steps) does not fit into a plan of "
+                f"horizon={planner.horizon}; plan faster or further ahead"
+            )
+        if time_budget_s is not None and not time_budget_s > 0:
+            raise ConfigError(f"time_budget_s must be > 0 seconds or None, got {time_budget_s}")
         self.planner = planner
+        self.delay = delay
+        self.time_budget_s = time_budget_s
         self.action_block = action_block
         self.replan_every = replan_every
         self.replan_s: list[float] = []
@@ -112,7 +135,7 @@ class PlanningAgent(ABC):
         seen = [row for row, problem in enumerate(self._problems) if problem.num_executed % self.action_block == 0]
         self._observe(obs, seen, due)
         for rows in self._groups(due):
-            self._replan(obs, rows)
+            self._replan(obs, rows, started)
         if due:
             seconds = perf_counter() - started
             self.replan_s.append(seconds)
@@ -131,11 +154,16 @@ class PlanningAgent(ABC):
         """Take in the observation of the problems at a model step (`seen`), of which some replan (`due`)."""
 
     @abstractmethod
-    def _cost(self, obs: Observation, rows: Sequence[int]) -> CostFn:
-        """Cost function of some problems."""
+    def _cost(self, obs: Observation, rows: Sequence[int], decided: Tensor) -> CostFn:
+        """Cost function of some problems, B of them, after the actions decided for the delay, (B, delay, A)."""
+
+    @property
+    def interval(self) -> int:
+        """Model steps between two plans."""
+        return max(self.replan_every, self.delay)
 
     def _is_due(self, problem: Problem) -> bool:
-        return problem.plan is None or problem.num_executed == self.replan_every * self.action_block
+        return problem.plan is None or problem.num_executed == self.interval * self.action_block
 
     def _groups(self, due: Sequence[int]) -> list[list[int]]:
         """Problems that can share a call: all with a warm start or none, and contexts of one length."""
@@ -145,22 +173,37 @@ class PlanningAgent(ABC):
             groups.setdefault((problem.plan is None, len(problem.frames)), []).append(row)
         return list(groups.values())
 
-    def _replan(self, obs: Observation, rows: Sequence[int]) -> None:
+    def _replan(self, obs: Observation, rows: Sequence[int], started: float) -> None:
         problems = [self._problems[row] for row in rows]
         plans = [problem.plan for problem in problems if problem.plan is not None]
+        decided = np.stack([self._decided(problem) for problem in problems])
+        cost_fn = self._cost(
+            obs, rows, to_tensor(decided, self._low.device).view(len(rows), self.delay, len(self._low))
+        )
+        left = None if self.time_budget_s is None else max(self.time_budget_s - (perf_counter() - started), 1e-6)
         plan = self.planner.plan(
-            self._cost(obs, rows),
+            cost_fn,
             self._low,
             self._high,
             rng=[problem.stream for problem in problems],
-            warm_start=Plan.concat(plans).shifted(self.replan_every) if plans else None,
+            warm_start=Plan.concat(plans).shifted(self.interval) if plans else None,
+            time_budget_s=left,
         )
         # planners promise to stay inside; the robot must not depend on a promise
         flat = plan.actions.clamp(self._low, self._high).to(dtype=torch.float32).cpu().numpy()
         for index, problem in enumerate(problems):
             problem.plan = plan.select([index])
-            problem.queue = flat[index].reshape(plan.horizon * self.action_block, -1)
+            new = flat[index].reshape(plan.horizon * self.action_block, -1)
+            problem.queue = np.concatenate([decided[index], new])
             problem.num_executed = 0
+
+    def _decided(self, problem: Problem) -> NDArray[np.float32]:
+        """(delay x block, A_env) what is carried out before the next plan can be: the old plan, or nothing."""
+        count = self.delay * self.action_block
+        if problem.plan is None:
+            idle = torch.zeros_like(self._low).clamp(self._low, self._high).float().cpu().numpy()
+            return np.tile(idle.reshape(self.action_block, -1), (self.delay, 1))
+        return problem.queue[problem.num_executed : problem.num_executed + count]
 
 
 def check_rows(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from worldmodel.control.objectives import Objective, default_objective
 from worldmodel.control.policy_agent import PolicyAgent
 from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.errors import CheckpointError, ConfigError
-from worldmodel.evaluation.episodes import EpisodeResult, EpisodeRun
+from worldmodel.evaluation.episodes import EpisodeResult, EpisodeRun, agent_seed, torch_threads
 from worldmodel.evaluation.manifest import Manifest, load_manifest
 from worldmodel.evaluation.runlog import RunLog, describe
 from worldmodel.evaluation.runs import Schedule, identity_of, run_manifest
@@ -31,7 +32,11 @@ from worldmodel.models.policy_checkpoint import is_policy, load_policy
 from worldmodel.models.world_model import WorldModel
 from worldmodel.planners.base import Planner
 from worldmodel.planners.cem import CEM
+from worldmodel.types import Goal
 
+MEASURED = "measured"
+_TIMED_REPLANS = 10
+_DELAY_FILE = "delay.json"
 BASELINES = ("random", "noop", "oracle")
 """Rows that stand beside the model in every result."""
 
@@ -53,6 +58,10 @@ class EvaluateConfig:
         manifest: Path of a manifest, or "shipped" for the environment's own.
         run_dir: Folder that records finished episodes and continues from them; None keeps nothing.
         seed: Seed of the planners' streams, mixed with every task's own.
+        delay: Control steps that pass before a plan takes over, while the robot goes on with the last one; "measured"
+            takes the time of a replan on this machine (95th percentile of ten, one thread), rounded up.
+        time_budget_s: Seconds from an observation to its plan; None for no limit. Episodes then run one by one, and
+            outcomes depend on the machine.
     """
 
     env: str = "push"
@@ -66,6 +75,14 @@ class EvaluateConfig:
     manifest: str = "shipped"
     run_dir: str | None = None
     seed: int = 0
+    delay: str = "0"
+    time_budget_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.delay != MEASURED and not self.delay.isdecimal():
+            raise ConfigError(f"delay must be {MEASURED!r} or a number of control steps >= 0, got {self.delay!r}")
+        if self.time_budget_s is not None and not self.time_budget_s > 0:
+            raise ConfigError(f"time_budget_s must be > 0 seconds or null, got {self.time_budget_s}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +96,8 @@ class ModelAgents:
         objective: What the search minimises.
         replan_every: Model steps carried out between plans.
         image_size: Side of the frames the model takes, pixels.
+        delay: Control steps before a plan takes over.
+        time_budget_s: Seconds from an observation to its plan, or None.
         needs_pixels: Always True.
     """
 
@@ -88,6 +107,8 @@ class ModelAgents:
     objective: Objective
     replan_every: int
     image_size: int
+    delay: int = 0
+    time_budget_s: float | None = None
     needs_pixels: bool = True
 
     def identity(self) -> dict[str, Any]:
@@ -108,7 +129,14 @@ class ModelAgents:
         Raises:
             CheckpointError: As `world_model`.
         """
-        return MPCAgent(self.world_model(), self.planner, self.objective, replan_every=self.replan_every)
+        return MPCAgent(
+            self.world_model(),
+            self.planner,
+            self.objective,
+            replan_every=self.replan_every,
+            delay=self.delay,
+            time_budget_s=self.time_budget_s,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,13 +249,21 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> EvalResult:
         CheckpointError: The checkpoint is missing, corrupt, or not made for the environment.
         DataError: The manifest is missing or corrupt.
     """
-    schedule = Schedule(episodes=config.episodes, workers=config.workers, batch=config.batch, seed=config.seed)
+    batch = config.batch if config.time_budget_s is None else 1  # a budget is for one problem
+    schedule = Schedule(episodes=config.episodes, workers=config.workers, batch=batch, seed=config.seed)
     env_id = resolve_env_id(config.env)
     manifest = load_manifest(env_id if config.manifest == "shipped" else config.manifest)
     if manifest.env_id != env_id:
         raise ConfigError(f"manifest {config.manifest} is for {manifest.env_id}, not for env={config.env}")
     folder = resolve_checkpoint(config.checkpoint, env_id)
-    factory = policy_agents(folder, env_id) if is_policy(folder) else model_agents(config, env_id)
+    factory: ModelAgents | PolicyAgents
+    if is_policy(folder):
+        factory = policy_agents(folder, env_id)
+    else:
+        factory = model_agents(config, env_id)
+        if config.delay == MEASURED:
+            factory = replace(factory, delay=_delay_of(config, factory, manifest))
+        factory.build()  # a delay that no plan is long enough for is refused here
     log = None
     if config.run_dir is not None:
         log = RunLog(Path(config.run_dir), identity_of(manifest, factory, schedule))
@@ -260,7 +296,38 @@ def model_agents(config: EvaluateConfig, env_id: str) -> ModelAgents:
         objective=default_objective(world_model) if config.objective is None else config.objective,
         replan_every=config.replan_every,
         image_size=image_size,
+        delay=0 if config.delay == MEASURED else int(config.delay),
+        time_budget_s=config.time_budget_s,
     )
+
+
+def measured_delay(factory: ModelAgents, manifest: Manifest) -> int:
+    """Control steps that a replan takes on this machine: 95th percentile of ten on the first task, rounded up."""
+    task, seed = manifest.tasks[0], agent_seed(manifest.seeds[0], 0)
+    env = make_env(manifest.env_id, image_size=factory.image_size)
+    try:
+        with torch_threads(1):
+            agent = replace(factory, delay=0).build()
+            obs, _ = env.reset(seed=seed, options={"task": task})
+            agent.reset([Goal(pixels=env.render_goal(task))], seeds=[seed])
+            while len(agent.replan_s) <= _TIMED_REPLANS:  # the first one, with everything cold, does not count
+                obs = env.step(agent.act({key: value[None] for key, value in obs.items()})[0])[0]
+        seconds = quantile(agent.replan_s[1:], 0.95)
+        assert seconds is not None
+        return math.ceil(seconds * float(env.metadata["render_fps"]))
+    finally:
+        env.close()
+
+
+def _delay_of(config: EvaluateConfig, factory: ModelAgents, manifest: Manifest) -> int:
+    """The measured delay; a run folder keeps its first measurement, so that the run can be continued."""
+    if config.run_dir is None:
+        return measured_delay(factory, manifest)
+    path = Path(config.run_dir) / _DELAY_FILE
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"delay": measured_delay(factory, manifest)}) + "\n", encoding="utf-8")
+    return int(json.loads(path.read_text(encoding="utf-8"))["delay"])
 
 
 def policy_agents(checkpoint: str | Path, env_id: str) -> PolicyAgents:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from worldmodel.errors import ConfigError
 from worldmodel.learning.masked import MaskedConfig, MaskedTask, View
 from worldmodel.learning.sigreg import sigreg
+from worldmodel.models.init import seeded_weights
 from worldmodel.models.vit import ViTConfig, init_transformer
 
 
@@ -63,12 +64,13 @@ class OnlineTask(MaskedTask):
     ) -> None:
         super().__init__(encoder, config, target_dim=config.target_dim, background=background, seed=seed)
         self.config = config
-        self.projector = nn.Sequential(
-            nn.Linear(encoder.embed_dim, config.hidden_dim),
-            nn.BatchNorm1d(config.hidden_dim),
-            nn.GELU(),
-            nn.Linear(config.hidden_dim, config.target_dim),
-        )
+        with seeded_weights(seed):
+            self.projector = nn.Sequential(
+                nn.Linear(encoder.embed_dim, config.hidden_dim),
+                nn.BatchNorm1d(config.hidden_dim),
+                nn.GELU(),
+                nn.Linear(config.hidden_dim, config.target_dim),
+            )
         init_transformer(self.projector, torch.Generator().manual_seed(seed + 2))
 
     def targets(self, view: View) -> Tensor:

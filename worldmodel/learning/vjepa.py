@@ -18,6 +18,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.learning.masked import MOVING, MaskedConfig, MaskedTask, View
 from worldmodel.learning.masking import MaskConfig
 from worldmodel.models.encoders import VideoViT
+from worldmodel.models.init import seeded_weights
 from worldmodel.models.vit import LAYER_NORM_EPS, ViTConfig, gather_tokens, init_transformer
 
 
@@ -88,7 +89,8 @@ class VJEPATask(MaskedTask):
         self.dynamics: nn.Module | None = None
         if config.latent_dynamics_weight > 0:
             width = encoder.embed_dim
-            self.dynamics = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+            with seeded_weights(seed):
+                self.dynamics = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
             init_transformer(self.dynamics, torch.Generator().manual_seed(seed + 2))
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import DataError
+from worldmodel.models.init import seeded_weights
 from worldmodel.models.vit import (
     LAYER_NORM_EPS,
     Block,
@@ -101,11 +102,12 @@ class VideoViT(Encoder):
         self.image_size = config.image_size
         self.embed_dim = config.embed_dim * max(1, len(config.taps))
         self.num_tokens = config.grid[1] * config.grid[2]
-        self.patch_embed = TubeletEmbed(config)
-        self.blocks = nn.ModuleList(
-            Block(config.embed_dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
-        )
-        self.norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+        with seeded_weights(seed):  # new layers draw from the global stream, even where they are initialised again
+            self.patch_embed = TubeletEmbed(config)
+            self.blocks = nn.ModuleList(
+                Block(config.embed_dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+            )
+            self.norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
         init_transformer(self, torch.Generator().manual_seed(seed))
         if config.pos_embed == "rope":
             self.rope = RopeGrid(config.grid, config.embed_dim // config.num_heads, tiled=config.rope_tiled)

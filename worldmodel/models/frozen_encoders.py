@@ -230,10 +230,11 @@ class ConvEncoder(Encoder):
         self.num_tokens = (config.image_size // 2 ** len(config.widths)) ** 2
         self.embed_dim = config.widths[-1]
         channels = (3, *config.widths)
-        self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1)
-            for before, after in zip(channels, config.widths, strict=False)
-        )
+        with seeded_weights(seed):
+            self.layers = nn.ModuleList(
+                nn.Conv2d(before, after, 3, stride=2, padding=1)
+                for before, after in zip(channels, config.widths, strict=False)
+            )
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers:
             assert isinstance(layer, nn.Conv2d) and layer.bias is not None  # noqa: PT018

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
+from worldmodel.models.init import seeded_weights
 from worldmodel.models.vit import (
     LAYER_NORM_EPS,
     Block,
@@ -66,13 +67,14 @@ class MaskedPredictor(nn.Module):
         super().__init__()
         self.config = config
         self.uses_rope = encoder.pos_embed == "rope"
-        self.predictor_embed = nn.Linear(encoder.embed_dim, config.embed_dim)
         self.mask_tokens = nn.Parameter(torch.zeros(config.num_mask_tokens, config.embed_dim))
-        self.predictor_blocks = nn.ModuleList(
-            Block(config.embed_dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
-        )
-        self.predictor_norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
-        self.predictor_proj = nn.Linear(config.embed_dim, encoder.embed_dim if target_dim is None else target_dim)
+        with seeded_weights(seed):  # new layers draw from the global stream, even where they are initialised again
+            self.predictor_embed = nn.Linear(encoder.embed_dim, config.embed_dim)
+            self.predictor_blocks = nn.ModuleList(
+                Block(config.embed_dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+            )
+            self.predictor_norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+            self.predictor_proj = nn.Linear(config.embed_dim, target_dim or encoder.embed_dim)
         init_transformer(self, torch.Generator().manual_seed(seed))
         if self.uses_rope:
             self.rope = RopeGrid(encoder.grid, config.embed_dim // config.num_heads, tiled=encoder.rope_tiled)

@@ -1,0 +1,481 @@
+"""How long a plan takes, where the time goes, and how that compares with doing it in another way, all in one run.
+
+The same network, candidates, iterations, horizon, dtype and threads everywhere; the competitors take turns, so that a
+machine that speeds up or slows down does so for all of them. Ratios are the medians of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from worldmodel.control.costs import LatentCost
+from worldmodel.control.objectives import GoalDistance, Objective, default_objective
+from worldmodel.data.normalize import Normalizer
+from worldmodel.errors import ConfigError
+from worldmodel.evaluation.peers import PeerProblem, PytorchMPPI, StableWorldModelCEM, is_installed
+from worldmodel.evaluation.products import Products, Shape, matmul_flops, synchronize
+from worldmodel.evaluation.stats import quantile
+from worldmodel.models.action_predictor import ActionPredictor
+from worldmodel.models.action_transformer import TransformerPredictor, TransformerPredictorConfig, build_predictor
+from worldmodel.models.checkpoint import load_checkpoint, resolve_checkpoint
+from worldmodel.models.frozen_encoders import EncoderConfig, PatchEncoderConfig, build_encoder
+from worldmodel.models.latent_head import IdentityHeadConfig, build_head
+from worldmodel.models.vit import ViTConfig
+from worldmodel.models.world_model import ModelSpec, WorldModel
+from worldmodel.planners import CEM, MPPI, CostFn, Plan, Planner
+from worldmodel.types import Context, Latent
+
+SQUARES = (1024, 2048)
+"""Sides of the square products among the shapes that the best rate is taken from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What is planned.
+
+    Attributes:
+        num_samples: Candidates per iteration.
+        num_elites: Elites.
+        num_iterations: Iterations.
+        horizon: Model steps.
+        rounds: Times that every competitor takes its turn.
+    """
+
+    num_samples: int
+    num_elites: int
+    num_iterations: int
+    horizon: int
+    rounds: int
+
+
+MODELS = {
+    "shipped": Sizes(num_samples=300, num_elites=30, num_iterations=6, horizon=5, rounds=20),
+    "patch": Sizes(num_samples=64, num_elites=8, num_iterations=2, horizon=8, rounds=5),
+    "wide": Sizes(num_samples=8, num_elites=2, num_iterations=1, horizon=8, rounds=2),
+}
+"""Sizes unless told otherwise."""
+
+
+@dataclass(kw_only=True)
+class LatencyConfig:
+    """What to measure.
+
+    Attributes:
+        model: "shipped" (the checkpoint in the package), "patch" (the default patch predictor, 64 tokens a frame) or
+            "wide" (256 tokens a frame, width 1024, 6 blocks); the latter two have random weights.
+        num_samples: Candidates per iteration; None takes the model's (300, 64, 8).
+        num_iterations: Iterations per plan; None takes the model's (6, 2, 1).
+        horizon: Model steps; None takes the model's (5, 8, 8).
+        rounds: Times that every competitor takes its turn; None takes the model's (20, 5, 2).
+        threads: CPU threads; None leaves torch's own number.
+        seed: Of weights, frames and candidates.
+    """
+
+    model: str = "shipped"
+    num_samples: int | None = None
+    num_iterations: int | None = None
+    horizon: int | None = None
+    rounds: int | None = None
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ConfigError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
+        for name in ("num_samples", "num_iterations", "horizon", "rounds", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be >= 1, got {value}")
+        if self.num_samples is not None and self.num_samples < 2:
+            raise ConfigError(
+                f"num_samples must be >= 2 (the spread of the peers' elites needs two), got {self.num_samples}"
+            )
+
+    def sizes(self) -> Sizes:
+        """The model's sizes with what was given instead."""
+        base = MODELS[self.model]
+        num_samples = self.num_samples or base.num_samples
+        return Sizes(
+            num_samples=num_samples,
+            num_elites=max(2, min(base.num_elites, num_samples)),
+            num_iterations=self.num_iterations or base.num_iterations,
+            horizon=self.horizon or base.horizon,
+            rounds=self.rounds or base.rounds,
+        )
+
+
+class Recomputing(ActionPredictor):
+    """A predictor that runs its whole window again for every step of a rollout, as peers do; the reference for speed.
+
+    Args:
+        predictor: The network; shared, not copied.
+    """
+
+    def __init__(self, predictor: ActionPredictor) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.window = predictor.window
+        self.num_tokens, self.latent_dim = predictor.num_tokens, predictor.latent_dim
+        self.action_dim = predictor.action_dim
+
+    def forward(self, z: Tensor, actions: Tensor) -> Tensor:
+        """See `ActionPredictor.forward`."""
+        predicted: Tensor = self.predictor(z, actions)
+        return predicted
+
+    def rollout(self, context_z: Tensor, context_actions: Tensor, actions: Tensor) -> Tensor:
+        """See `ActionPredictor.rollout`."""
+        problems, candidates, horizon, _ = actions.shape
+
+        def rows(x: Tensor) -> Tensor:
+            return x.unsqueeze(1).expand(-1, candidates, *x.shape[1:]).flatten(0, 1)
+
+        frames = rows(context_z)
+        taken = torch.cat([rows(context_actions), actions.flatten(0, 1)], dim=1)
+        first = context_z.shape[1]
+        for step in range(horizon):
+            start = max(first + step - self.window, 0)
+            following = self.predictor(frames[:, start:], taken[:, start : first + step])[:, -1:]
+            frames = torch.cat([frames, following], dim=1)
+        imagined: Tensor = frames[:, first:].unflatten(0, (problems, candidates))
+        return imagined
+
+
+class TimedCost:
+    """A cost function that knows how long it took.
+
+    Args:
+        cost_fn: The cost function.
+        device: Where it computes.
+    """
+
+    def __init__(self, cost_fn: CostFn, device: torch.device) -> None:
+        self._cost_fn = cost_fn
+        self._device = device
+        self.seconds = 0.0
+        self.calls = 0
+
+    def __call__(self, actions: Tensor) -> Tensor:
+        """Cost of actions (B, S, H, A)."""
+        started = time.perf_counter()
+        cost = self._cost_fn(actions)
+        synchronize(self._device)
+        self.seconds += time.perf_counter() - started
+        self.calls += actions.shape[0] * actions.shape[1]
+        return cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A model and what it has seen.
+
+    Attributes:
+        model: World model.
+        frame: (1, 1, Y, X, 3) uint8, the newest.
+        earlier: Latent of the W - 1 frames before it, or None with a window of one.
+        past: (1, W - 1, A) actions between them.
+        goal: Latent of the goal frame.
+    """
+
+    model: WorldModel
+    frame: Tensor
+    earlier: Latent | None
+    past: Tensor
+    goal: Latent
+
+    def context(self, *, latent: Latent | None = None) -> Context:
+        """What a plan starts from; encodes the newest frame unless its latent is given."""
+        newest = self.model.encode(self.frame) if latent is None else latent
+        if self.earlier is None:
+            return Context(latent=newest, actions=self.past)
+        return Context(latent=Latent(visual=torch.cat([self.earlier.visual, newest.visual], dim=1)), actions=self.past)
+
+
+def build_scene(name: str, seed: int = 0) -> Scene:
+    """The model of a name, with noise for frames and random actions.
+
+    Args:
+        name: One of `MODELS`.
+        seed: Of weights, frames and actions.
+    """
+    model = (
+        load_checkpoint(resolve_checkpoint("shipped", "worldmodel/Push-v0"))
+        if name == "shipped"
+        else _random(name, seed)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    side, window = model.spec.image_size, model.window
+    frames = torch.randint(0, 256, (window + 1, side, side, 3), generator=generator, dtype=torch.uint8)
+    low, high = model.spec.flat_bounds()
+    past = low + (high - low) * torch.rand(1, window - 1, len(low), generator=generator)
+    return Scene(
+        model=model,
+        frame=frames[window - 1][None, None],
+        earlier=model.encode(frames[None, : window - 1]) if window > 1 else None,
+        past=past.to(model.device),
+        goal=model.encode(frames[window][None, None]),
+    )
+
+
+def _random(name: str, seed: int) -> WorldModel:
+    """Untrained patch model; its last layer is not zero, or a rollout would copy the last frame."""
+    encoder_config: EncoderConfig = ViTConfig(embed_dim=96, depth=4, num_heads=3)
+    config = TransformerPredictorConfig()
+    if name == "wide":
+        encoder_config = PatchEncoderConfig(image_size=256, patch_size=16)
+        config = TransformerPredictorConfig(embed_dim=1024, depth=6, num_heads=16)
+    encoder = build_encoder(encoder_config, seed=seed)
+    sizes = {"num_tokens": encoder.num_tokens, "embed_dim": encoder.embed_dim}
+    head = build_head(IdentityHeadConfig(), **sizes)
+    spec = ModelSpec(
+        env_ids=("worldmodel/Push-v0",),
+        action_dim=2,
+        action_low=(-1.0, -1.0),
+        action_high=(1.0, 1.0),
+        action_block=3,
+        image_size=encoder_config.image_size,
+        proprio_names=(),
+        latent="patch",
+    )
+    predictor = build_predictor(
+        config,
+        num_tokens=encoder.num_tokens,
+        latent_dim=encoder.embed_dim,
+        action_dim=spec.flat_action_dim,
+        seed=seed + 1,
+    )
+    assert isinstance(predictor, TransformerPredictor)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(seed + 2)
+        predictor.out.weight.normal_(std=0.02, generator=generator)
+    return WorldModel(encoder, head, predictor, Normalizer(spec.flat_action_dim), Normalizer(1), spec)
+
+
+def with_predictor(model: WorldModel, predictor: ActionPredictor) -> WorldModel:
+    """A shallow copy of a model with another predictor."""
+    other = copy.copy(model)
+    other._modules = {**model._modules, "predictor": predictor}  # the parts stay shared
+    return other
+
+
+def cached_error(scene: Scene, sizes: Sizes, seed: int = 0) -> float:
+    """Largest difference between the cached rollout and one banded forward pass over context and rollout.
+
+    Relative to the standard deviation of the rollout. Two candidates are enough.
+    """
+    model = scene.model
+    context = scene.context()
+    low, high = model.spec.flat_bounds(model.device)
+    generator = torch.Generator().manual_seed(seed)
+    actions = low + (high - low) * torch.rand(1, 2, sizes.horizon, len(low), generator=generator).to(low)
+    with torch.no_grad():
+        imagined = model.rollout(context, actions).visual[0]
+        seen = context.latent.visual.expand(2, -1, -1, -1)
+        taken = torch.cat([context.actions.expand(2, -1, -1), actions[0]], dim=1)
+        frames = torch.cat([seen, imagined], dim=1)
+        whole = model.predictor(frames[:, :-1], model.action_normalizer(taken))[:, seen.shape[1] - 1 :]
+        return float((whole - imagined).abs().max() / imagined.std())
+
+
+def measure(config: LatencyConfig, *, tell: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Run the competition.
+
+    Args:
+        config: What to measure.
+        tell: Called with rounds done and rounds in total.
+
+    Returns:
+        The record of `worldmodel bench plan --json` without the hardware.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads or before)
+    try:
+        return _measure(config, tell or (lambda done, total: None))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(config: LatencyConfig, tell: Callable[[int, int], None]) -> dict[str, Any]:
+    sizes = config.sizes()
+    scene = build_scene(config.model, config.seed)
+    bench = _Bench(scene, sizes, config.seed)
+    products = Products(bench.shapes(), torch.float32, scene.model.device)
+    flops = bench.count_flops()
+    bench.warm_up()
+    tell(0, sizes.rounds)
+    for done in range(sizes.rounds):
+        products.round()
+        bench.round()
+        tell(done + 1, sizes.rounds)
+    products.round()
+    best = max(products.best.values())
+    return {
+        "model": config.model,
+        "replan_s": {"p50": quantile(bench.seconds["replan"], 0.5), "p95": quantile(bench.seconds["replan"], 0.95)},
+        "ratio_recompute": bench.ratio("recompute", "replan"),
+        "ratio_swm": bench.ratio("swm", "plain"),
+        "ratio_pytorch_mppi": bench.ratio("pytorch_mppi", "mppi"),
+        "gemm_share": statistics.median(flops / seconds for seconds in bench.cost_s) / best,
+        "overhead_share": statistics.median(bench.overheads),
+        "cached_error": cached_error(scene, sizes, config.seed),
+        "flops": flops,
+        "model_calls": sizes.num_samples * sizes.num_iterations,
+        "replan_all_s": [round(seconds, 5) for seconds in bench.seconds["replan"]],
+        "seconds_p50": {name: quantile(values, 0.5) for name, values in bench.seconds.items() if values},
+        "best_gemm_gflops": round(best / 1e9, 1),
+        "gemm_gflops": products.to_json(),
+        "sizes": asdict(sizes),
+        "window": scene.model.window,
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+    }
+
+
+class _Bench:
+    """The competitors around one scene, and their times."""
+
+    def __init__(self, scene: Scene, sizes: Sizes, seed: int) -> None:
+        self._scene, self._sizes, self._seed = scene, sizes, seed
+        self._model = scene.model
+        self._low, self._high = self._model.spec.flat_bounds(self._model.device)
+        self._objective: Objective = default_objective(self._model).bind(self._model)
+        self._plain: Objective = GoalDistance()
+        shared: dict[str, Any] = {
+            "num_samples": sizes.num_samples,
+            "num_elites": sizes.num_elites,
+            "horizon": sizes.horizon,
+        }
+        repeat = self._model.spec.action_block
+        self._cem = CEM(**shared, num_iterations=sizes.num_iterations, action_repeat=repeat)
+        self._free_cem = CEM(**shared, num_iterations=sizes.num_iterations)
+        self._mppi = MPPI(**shared, num_iterations=1, temperature_unit="cost", temperature=1.0)
+        self._slow = with_predictor(self._model, Recomputing(self._model.predictor))
+        self._warm: Plan | None = None
+        self._draws = 0
+        self.seconds: dict[str, list[float]] = {}
+        self.cost_s: list[float] = []
+        self.overheads: list[float] = []
+        self._turns: dict[str, Callable[[], object]] = {
+            "replan": self._replan,
+            "recompute": lambda: self._plan(self._cem, self._slow, self._objective),
+            "plain": lambda: self._plan(self._free_cem, self._model, self._plain),
+            "mppi": lambda: self._plan(self._mppi, self._model, self._plain),
+        }
+        context = scene.context()
+        problem = PeerProblem(
+            predictor=self._model.predictor,
+            normalize=self._model.action_normalizer,
+            context_z=context.latent.visual,
+            context_actions=context.actions,
+            goal=scene.goal.visual,
+            low=self._low,
+            high=self._high,
+            num_samples=sizes.num_samples,
+            horizon=sizes.horizon,
+        )
+        if is_installed("stable_worldmodel"):
+            elites, iterations = sizes.num_elites, sizes.num_iterations
+            self._turns["swm"] = StableWorldModelCEM(problem, num_elites=elites, num_iterations=iterations, seed=seed)
+        if is_installed("pytorch_mppi"):
+            self._turns["pytorch_mppi"] = PytorchMPPI(problem, temperature=1.0, seed=seed)
+
+    def shapes(self) -> list[Shape]:
+        """Products of one rollout step of the predictor on all candidates, and squares."""
+        found = {(side, side, side) for side in SQUARES}
+        rows = min(self._sizes.num_samples, self._model.candidate_block) * self._model.predictor.num_tokens
+        for module in self._model.predictor.modules():
+            if isinstance(module, torch.nn.Linear):
+                found.add((rows, module.in_features, module.out_features))
+        return sorted(found)
+
+    def count_flops(self) -> int:
+        """Matrix work of the costs of one replan."""
+        cost = self._cost(self._model, self._objective)
+        zeros = torch.zeros(1, self._sizes.num_samples, self._sizes.horizon, len(self._low), device=self._low.device)
+        return self._sizes.num_iterations * matmul_flops(lambda: cost(zeros))
+
+    def warm_up(self) -> None:
+        """Every competitor once, untimed; the plan found is what later plans start from."""
+        self._warm = self._replan().shifted(1)
+        for name, turn in self._turns.items():
+            if name != "replan":
+                turn()
+        self.cost_s.clear()
+        self.overheads.clear()
+
+    def round(self) -> None:
+        """Every competitor once, timed."""
+        for name, turn in self._turns.items():
+            synchronize(self._model.device)
+            started = time.perf_counter()
+            turn()
+            synchronize(self._model.device)
+            self.seconds.setdefault(name, []).append(time.perf_counter() - started)
+
+    def ratio(self, slow: str, fast: str) -> float | None:
+        """How many times longer one takes than the other; None when it did not take part."""
+        if slow not in self.seconds:
+            return None
+        pairs = zip(self.seconds[slow], self.seconds[fast], strict=True)
+        return statistics.median(first / second for first, second in pairs)
+
+    def _replan(self) -> Plan:
+        timed = TimedCost(self._cost(self._model, self._objective), self._model.device)
+        plan = self._search(self._cem, timed)
+        self.cost_s.append(timed.seconds)
+        self.overheads.append(1 - timed.seconds / plan.seconds)
+        return plan
+
+    def _plan(self, planner: Planner, model: WorldModel, objective: Objective) -> Plan:
+        return self._search(planner, self._cost(model, objective))
+
+    def _cost(self, model: WorldModel, objective: Objective) -> LatentCost:
+        """Includes encoding the newest frame, as every replan does."""
+        return LatentCost(model, objective, self._scene.context(), self._scene.goal)
+
+    def _search(self, planner: Planner, cost_fn: CostFn) -> Plan:
+        self._draws += 1
+        stream = torch.Generator().manual_seed(
+            int(np.random.SeedSequence([self._seed, self._draws]).generate_state(1)[0])
+        )
+        return planner.plan(cost_fn, self._low, self._high, rng=[stream], warm_start=self._warm)
+
+
+def table_of(record: dict[str, Any]) -> Table:
+    """The record for a terminal."""
+    sizes, replan = record["sizes"], record["replan_s"]
+    title = (
+        f"{record['model']}: {sizes['num_samples']} candidates x {sizes['num_iterations']} iterations, "
+        f"{sizes['horizon']} steps, window {record['window']}"
+    )
+    table = Table(title=title, caption=f"{sizes['rounds']} rounds, {record['dtype']}, {record['threads']} threads")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    rows: Sequence[tuple[str, str]] = (
+        ("replan, p50 / p95", f"{1000 * replan['p50']:.1f} / {1000 * replan['p95']:.1f} ms"),
+        ("candidates scored", f"{record['model_calls']}"),
+        ("matrix work", f"{record['flops'] / 1e9:.2f} GFLOP"),
+        ("share of the best product", f"{100 * record['gemm_share']:.0f} % of {record['best_gemm_gflops']} GFLOP/s"),
+        ("planner outside the model", f"{100 * record['overhead_share']:.1f} %"),
+        ("recomputing the window", _times(record["ratio_recompute"])),
+        ("stable-worldmodel's CEM", _times(record["ratio_swm"])),
+        ("pytorch-mppi", _times(record["ratio_pytorch_mppi"])),
+        ("cached against one banded pass", f"{record['cached_error']:.1e}"),
+    )
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _times(ratio: float | None) -> str:
+    return "not installed" if ratio is None else f"{ratio:.2f} times as long"
