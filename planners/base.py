@@ -171,6 +171,15 @@ class Planner(ABC):
     def __post_init__(self) -> None:
         check_at_least("horizon", self.horizon, 1)
 
+    @property
+    def num_calls(self) -> int | None:
+        """Model calls per problem and plan at most, None when unknown.
+
+        A sequence scored is one call; one that is differentiated as well counts three times, as its backward pass
+        costs twice the forward one.
+        """
+        return None
+
     @abstractmethod
     def plan(
         self,

@@ -67,6 +67,11 @@ class Gradient(Planner):
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} must be a positive share of half the action range, got {value}")
 
+    @property
+    def num_calls(self) -> int:
+        """See `Planner.num_calls`; the last iteration needs no gradient."""
+        return self.num_restarts * (3 * self.num_iterations - 2)
+
     @torch.no_grad()
     def plan(
         self,
@@ -138,6 +143,11 @@ class CEMGradient(CEM):
             min_std=self.min_std,
             action_repeat=self.action_repeat,
         )
+
+    @property
+    def num_calls(self) -> int:
+        """See `Planner.num_calls`."""
+        return super().num_calls + self._gradient().num_calls
 
     @torch.no_grad()
     def plan(

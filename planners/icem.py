@@ -43,6 +43,11 @@ class ICEM(CEM):
         if not 0 <= self.keep_fraction <= 1:
             raise ConfigError(f"keep_fraction must be in [0, 1], got {self.keep_fraction}")
 
+    @property
+    def num_calls(self) -> int:
+        """See `Planner.num_calls`."""
+        return sum(map(self.samples_at, range(self.num_iterations))) + (self.returns == "mean")
+
     def samples_at(self, iteration: int) -> int:
         """Candidates per problem in an iteration, counted from 0."""
         fewest = min(2 * self.num_elites, self.num_samples)

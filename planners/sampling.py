@@ -66,6 +66,11 @@ class SamplingPlanner(Planner, ABC):
         if self.returns not in ("best", "mean"):
             raise ConfigError(f"returns must be 'best' or 'mean', got {self.returns!r}")
 
+    @property
+    def num_calls(self) -> int:
+        """See `Planner.num_calls`."""
+        return self.num_samples * self.num_iterations + (self.returns == "mean")
+
     @torch.no_grad()
     def plan(
         self,

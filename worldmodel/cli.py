@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from worldmodel.commands import COMMANDS
+from worldmodel.commands import COMMANDS, spoken
 from worldmodel.errors import ConfigError, WorldModelError
 
 if TYPE_CHECKING:
@@ -38,13 +38,11 @@ class Request:
         command: Name of the command, or None for the general help.
         overrides: Hydra overrides.
         flags: Those of `FLAGS` that were given.
-        subject: Word after a command that needs one, or None.
     """
 
     command: str | None
     overrides: list[str] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
-    subject: str | None = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,6 +80,7 @@ def parse(argv: Sequence[str]) -> Request:
         ConfigError: Unknown command or flag; the message lists the valid ones and the nearest.
     """
     request = Request(command=None)
+    words: list[str] = []
     for argument in argv:
         name = _SHORT.get(argument, argument)
         if name.startswith("-"):
@@ -89,15 +88,16 @@ def parse(argv: Sequence[str]) -> Request:
                 raise _unknown("option", argument, [*FLAGS, *_SHORT])
             request.flags.add(name)
         elif request.command is None:
-            if name not in COMMANDS:
-                raise _unknown("command", name, list(COMMANDS))
-            request.command = name
-        elif COMMANDS[request.command].subjects and request.subject is None and "=" not in argument:
-            if argument not in COMMANDS[request.command].subjects:
-                raise _unknown(f"subject of {request.command}", argument, COMMANDS[request.command].subjects)
-            request.subject = argument
+            words.append(name)
+            if "_".join(words) in COMMANDS:
+                request.command = "_".join(words)
+            elif not any(command.startswith("_".join([*words, ""])) for command in COMMANDS):
+                raise _unknown("command", " ".join(words), [spoken(command) for command in COMMANDS])
         else:
             request.overrides.append(argument)
+    if words and request.command is None and "--help" not in request.flags:
+        valid = [spoken(command) for command in COMMANDS if command.startswith(f"{words[0]}_")]
+        raise ConfigError(f"{words[0]!r} is the beginning of a command; valid: {', '.join(valid)}")
     return request
 
 
@@ -116,9 +116,6 @@ def _dispatch(request: Request, state: _State) -> int:
     if request.command is None or "--help" in request.flags:
         _out().print(help_text(request.command), highlight=False, markup=False, soft_wrap=True)
         return 0
-    subjects = COMMANDS[request.command].subjects
-    if subjects and request.subject is None:
-        raise ConfigError(f"worldmodel {request.command} what? valid: {', '.join(subjects)}")
     if "--multirun" in request.flags:
         return _multirun(request, state)
     from worldmodel.config import load
@@ -160,7 +157,7 @@ def _dry_run(config: RunConfig, request: Request) -> int:
     if "--json" in request.flags:
         _write_json(config.resolved)
     else:
-        _out().print(f"# worldmodel {config.command} would run with\n{config.to_yaml()}", end="", **_PLAIN)
+        _out().print(f"# worldmodel {spoken(config.command)} would run with\n{config.to_yaml()}", end="", **_PLAIN)
     return 0
 
 
@@ -208,7 +205,7 @@ def _present(outcome: Outcome, request: Request) -> None:
 def help_text(command: str | None = None) -> str:
     """Help of the program or of one command; each fits one screen."""
     if command is None:
-        names = "\n".join(f"  {name:<11}{entry.summary}" for name, entry in COMMANDS.items())
+        names = "\n".join(f"  {spoken(name):<16}{entry.summary}" for name, entry in COMMANDS.items())
         return (
             "worldmodel: plan robot manipulation in V-JEPA representations\n\n"
             f"usage: worldmodel COMMAND [key=value ...] [flags]\n\n{names}\n\n{_FLAG_HELP}\n\n"
@@ -219,7 +216,7 @@ def help_text(command: str | None = None) -> str:
     entry = COMMANDS[command]
     keys = "\n".join(f"  {key:<22}{text}" for key, text in entry.keys)
     examples = "\n".join(f"  {line}" for line in entry.examples)
-    name = " ".join([command, *(["|".join(entry.subjects)] if entry.subjects else [])])
+    name = spoken(command)
     return (
         f"worldmodel {name}: {entry.summary}\n\nusage: worldmodel {name} [key=value ...] [flags]\n\n"
         + (f"{keys}\n\n" if keys else "")

@@ -72,3 +72,32 @@ def label_figure(
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
     return figure
+
+
+def budget_figure(
+    budgets_s: Sequence[float], rate: Sequence[float], intervals: Sequence[tuple[float, float]], title: str
+) -> Figure:
+    """Success against the time a plan may take.
+
+    Args:
+        budgets_s: Seconds, ascending.
+        rate: Success at each, in [0, 1].
+        intervals: Their ends.
+        title: Above the picture.
+    """
+    figure = Figure(figsize=(5.5, 4.0), layout="constrained")
+    axes = figure.subplots()
+    below = [100 * (value - low) for value, (low, _) in zip(rate, intervals, strict=True)]
+    above = [100 * (high - value) for value, (_, high) in zip(rate, intervals, strict=True)]
+    milliseconds = [1000 * budget for budget in budgets_s]
+    axes.errorbar(
+        milliseconds, [100 * value for value in rate], yerr=[below, above], color="0.1", marker="o", capsize=3
+    )
+    axes.set_xscale("log")
+    axes.set_xticks(milliseconds, [f"{value:g}" for value in milliseconds])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(-3, 103)
+    axes.set_xlabel("time for a plan, ms")
+    axes.set_ylabel("held at the end, % (95 % interval)")
+    axes.set_title(title)
+    return figure

@@ -1,4 +1,4 @@
-"""One module per command of the `worldmodel` program.
+"""One module per command of the `worldmodel` program; `bench_plan` is typed `worldmodel bench plan`.
 
 Each defines `Settings` (a dataclass: the schema of the command) and `run(settings, run) -> Outcome`. Separate from
 `cli.py`, which parses and reports. This table imports nothing heavy, so that `worldmodel --help` answers at once.
@@ -20,7 +20,6 @@ class Command:
         examples: Complete command lines.
         groups: Config groups it chooses from, as they are named in an override.
         includes: Commands whose settings are part of this one's.
-        subjects: Words of which one must follow the command, e.g. "plan" in `worldmodel bench plan`.
     """
 
     summary: str
@@ -28,7 +27,6 @@ class Command:
     examples: tuple[str, ...]
     groups: tuple[str, ...] = ()
     includes: tuple[str, ...] = ()
-    subjects: tuple[str, ...] = ()
 
 
 COMMANDS: dict[str, Command] = {
@@ -146,8 +144,8 @@ COMMANDS: dict[str, Command] = {
         groups=("experiment",),
         includes=("collect", "pretrain", "train", "evaluate"),
     ),
-    "bench": Command(
-        summary="how long a plan takes, where the time goes, and how other planners compare",
+    "bench_plan": Command(
+        summary="how long a plan takes, where the time goes, how others compare",
         keys=(
             ("model=shipped", "or patch (64 tokens a frame), wide (256 tokens, width 1024, 6 blocks)"),
             ("num_samples=300", "candidates; num_iterations, horizon: as in a plan"),
@@ -159,7 +157,34 @@ COMMANDS: dict[str, Command] = {
             "worldmodel bench plan model=patch --json",
             "worldmodel bench plan model=wide rounds=1",
         ),
-        subjects=("plan",),
+    ),
+    "bench_planners": Command(
+        summary="success of every planner at equal model calls, on the same tasks",
+        keys=(
+            ("env=push", "environment whose shipped manifest is used"),
+            ("episodes=100", "first N tasks of the manifest"),
+            ("names=[cem,icem]", "some of the planners in configs/bench_planners.yaml; all by default"),
+            ("workers=2", "processes, one thread each"),
+            ("run_dir=FOLDER", "an interrupted comparison continues in the same folder"),
+        ),
+        examples=(
+            "worldmodel bench planners episodes=100 workers=2 run_dir=outputs/planners",
+            "worldmodel bench planners names=[cem,mppi] episodes=20",
+        ),
+    ),
+    "bench_budget": Command(
+        summary="success against the time a plan may take, as a plot",
+        keys=(
+            ("env=push", "environment whose shipped manifest is used"),
+            ("budgets_s=[0.1,1.0]", "seconds from an observation to its plan"),
+            ("search=[planner=cem]", "overrides of worldmodel evaluate: which search"),
+            ("episodes=100", "first N tasks of the manifest"),
+            ("run_dir=FOLDER", "an interrupted comparison continues in the same folder"),
+        ),
+        examples=(
+            "worldmodel bench budget episodes=100 run_dir=outputs/budget",
+            "worldmodel bench budget budgets_s=[0.05,0.2] search=[planner=mppi,planner.num_iterations=200]",
+        ),
     ),
     "doctor": Command(
         summary="versions, device, threads, OpenGL backend, and what is missing",
@@ -167,6 +192,11 @@ COMMANDS: dict[str, Command] = {
         examples=("worldmodel doctor", "worldmodel doctor --json"),
     ),
 }
+
+
+def spoken(name: str) -> str:
+    """A command as it is typed: "bench_plan" is `bench plan`."""
+    return name.replace("_", " ")
 
 
 def settings_class(name: str) -> type:
