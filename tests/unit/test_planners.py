@@ -409,3 +409,16 @@ def test_plans_of_different_planners_carry_over() -> None:
         found = planner.plan(cost, LOW, HIGH, rng=streams(2), warm_start=plan)
         assert plan is None or (found.cost <= plan.cost).all()
         plan = found
+
+
+@ALL
+def test_calls_are_counted_as_they_are_announced(planner: Planner) -> None:
+    scored = 0
+
+    def cost(actions: Tensor) -> Tensor:
+        nonlocal scored
+        scored += actions.shape[1] * (3 if actions.requires_grad else 1)
+        return quadratic(targets(1))(actions)
+
+    planner.plan(cost, LOW, HIGH, rng=streams(1))
+    assert scored == planner.num_calls

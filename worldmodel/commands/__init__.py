@@ -177,14 +177,15 @@ COMMANDS: dict[str, Command] = {
         keys=(
             ("env=push", "environment whose shipped manifest is used"),
             ("budgets_s=[0.1,1.0]", "seconds from an observation to its plan"),
-            ("search=[planner=cem]", "overrides of worldmodel evaluate: which search"),
+            ("planner=cem", "which search; its iterations should outlast the largest budget"),
             ("episodes=100", "first N tasks of the manifest"),
             ("run_dir=FOLDER", "an interrupted comparison continues in the same folder"),
         ),
         examples=(
             "worldmodel bench budget episodes=100 run_dir=outputs/budget",
-            "worldmodel bench budget budgets_s=[0.05,0.2] search=[planner=mppi,planner.num_iterations=200]",
+            "worldmodel bench budget budgets_s=[0.05,0.2] planner=mppi planner.num_iterations=200",
         ),
+        groups=("objective", "planner"),
     ),
     "doctor": Command(
         summary="versions, device, threads, OpenGL backend, and what is missing",

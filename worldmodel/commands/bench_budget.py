@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from worldmodel.analysis.figures import save_figure
 from worldmodel.analysis.label_curves import budget_figure
+from worldmodel.commands import evaluate
 from worldmodel.commands.bench_planners import TaskSettings, search_rows
 from worldmodel.commands.run import Outcome, Run
+from worldmodel.control.objectives import Objective
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.comparison import search_table
+from worldmodel.planners import CEM, Planner
 
 RECORD, FIGURE = "bench_budget.json", "bench_budget.png"
 
@@ -21,12 +24,13 @@ class Settings(TaskSettings):
 
     Attributes:
         budgets_s: Seconds from an observation to its plan; encoding the frame is part of it.
-        search: Overrides of `worldmodel evaluate` that choose the search; its iterations should outlast the largest
-            budget.
+        planner: Search; its iterations should outlast the largest budget.
+        objective: What the search minimises; None means the model's default.
     """
 
     budgets_s: tuple[float, ...] = (0.025, 0.05, 0.1, 0.5, 2.0)
-    search: tuple[str, ...] = ("planner=cem", "planner.num_iterations=200")
+    planner: Planner | None = None
+    objective: Objective | None = None
 
     def __post_init__(self) -> None:
         if not self.budgets_s or not all(budget > 0 for budget in self.budgets_s):
@@ -36,8 +40,15 @@ class Settings(TaskSettings):
 def run(settings: Settings, run: Run) -> Outcome:
     """Evaluate under every budget, then draw the curve."""
     budgets = sorted(set(settings.budgets_s))
-    searches = {f"{1000 * budget:g} ms": [*settings.search, f"time_budget_s={budget}"] for budget in budgets}
-    rows = search_rows(settings, searches, run)
+    planner = CEM(num_iterations=200, action_repeat=3) if settings.planner is None else settings.planner
+    shared = {name: getattr(settings, name) for name in TaskSettings.__dataclass_fields__ if name != "run_dir"}
+    searches = {
+        f"{1000 * budget:g} ms": evaluate.Settings(
+            planner=planner, objective=settings.objective, time_budget_s=budget, **shared
+        )
+        for budget in budgets
+    }
+    rows = search_rows(searches, run)
     record = {"env": settings.env, "episodes": settings.episodes, "rows": [row.to_json(rows[-1]) for row in rows]}
     path = run.folder / RECORD
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -46,6 +57,6 @@ def run(settings: Settings, run: Run) -> Outcome:
         run.folder / FIGURE,
     )
     title = f"{settings.env}, {settings.episodes} held-out episodes"
-    caption = f"Wilson intervals; search: {' '.join(settings.search)}; {settings.workers} workers"
+    caption = f"Wilson intervals; {type(planner).__name__}; {settings.workers} workers"
     table = search_table(title, rows, rows[-1], caption)
     return Outcome(record=record, report=(table, f"plot: {picture}", f"record: {path}"))

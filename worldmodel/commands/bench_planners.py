@@ -67,8 +67,10 @@ class Settings(TaskSettings):
 
 
 def run(settings: Settings, run: Run) -> Outcome:
-    """Evaluate one search after the other and put them side by side."""
-    rows = search_rows(settings, settings.chosen(), run)
+    """Evaluate one search after the other and put them side by side; all overrides are checked before the first."""
+    shared = [f"{name}={getattr(settings, name)}" for name in TaskSettings.__dataclass_fields__ if name != "run_dir"]
+    searches = {name: load("evaluate", [*lines, *shared]).settings for name, lines in settings.chosen().items()}
+    rows = search_rows(searches, run)
     reference = next(row for row in rows if row.name == settings.reference)
     record = {
         "env": settings.env,
@@ -83,27 +85,22 @@ def run(settings: Settings, run: Run) -> Outcome:
     return Outcome(record=record, report=(search_table(title, rows, reference, caption), f"record: {path}"))
 
 
-def search_rows(settings: TaskSettings, searches: Mapping[str, list[str]], run: Run) -> list[SearchRow]:
+def search_rows(searches: Mapping[str, evaluate.Settings], run: Run) -> list[SearchRow]:
     """Evaluate every search in a folder of its own, where an interrupted one continues.
 
     Args:
-        settings: The tasks.
-        searches: Overrides of `worldmodel evaluate` by name.
+        searches: Settings of `worldmodel evaluate` by name, each with a planner.
         run: Run folder.
-
-    Raises:
-        ConfigError: An override is wrong; every line is checked before the first search runs.
     """
-    shared = [f"{name}={getattr(settings, name)}" for name in TaskSettings.__dataclass_fields__ if name != "run_dir"]
-    ready = {name: load("evaluate", [*lines, *shared]).settings for name, lines in searches.items()}
     run.kept = f"finished episodes are in {run.folder}; continue with run_dir={run.folder}"
     rows = []
-    for number, (name, wanted) in enumerate(ready.items(), start=1):
-        run.note(f"[{number}/{len(ready)}] {name}")
+    for number, (name, wanted) in enumerate(searches.items(), start=1):
+        run.note(f"[{number}/{len(searches)}] {name}")
         folder = run.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         found = evaluate.run(replace(wanted, run_dir=str(folder)), replace(run, folder=folder)).record
         planner = wanted.planner
+        assert planner is not None  # `evaluate` has one by default
         rows.append(
             SearchRow(
                 name=name,
@@ -111,7 +108,7 @@ def search_rows(settings: TaskSettings, searches: Mapping[str, list[str]], run: 
                 ever=tuple(bool(row["ever"]) for row in found["episodes_table"]),
                 replan_p50_s=float(found["replan_s"]["p50"]),
                 replan_p95_s=float(found["replan_s"]["p95"]),
-                num_calls=None if planner is None or wanted.time_budget_s is not None else planner.num_calls,
+                num_calls=None if wanted.time_budget_s is not None else planner.num_calls,
                 budget_s=wanted.time_budget_s,
                 settings={"planner": type(planner).__name__, **asdict(planner)},
             )

@@ -1,0 +1,57 @@
+"""The comparison of searches: paired differences, and what the table says."""
+
+import pytest
+
+from worldmodel.analysis.label_curves import budget_figure
+from worldmodel.commands.bench_planners import Settings
+from worldmodel.errors import ConfigError
+from worldmodel.evaluation.comparison import SearchRow, search_table
+
+
+def row(name: str, held: list[bool]) -> SearchRow:
+    return SearchRow(
+        name=name,
+        held=tuple(held),
+        ever=tuple(held),
+        replan_p50_s=0.05,
+        replan_p95_s=0.08,
+        num_calls=12,
+        budget_s=None,
+        settings={},
+    )
+
+
+def test_differences_are_paired_over_tasks() -> None:
+    first = row("a", [True] * 50 + [False] * 50)
+    same = row("b", [True] * 50 + [False] * 50)
+    opposite = row("c", [False] * 50 + [True] * 50)
+    assert first.difference(same) == (0.0, (0.0, 0.0))  # the same tasks: nothing is left to chance
+    difference, (low, high) = first.difference(opposite)
+    assert difference == 0
+    assert low < -0.15
+    assert high > 0.15
+    better = row("d", [True] * 70 + [False] * 30)
+    difference, (low, high) = better.difference(first)
+    assert difference == pytest.approx(0.2)
+    assert 0.1 < low < 0.2 < high < 0.3
+    record = better.to_json(first)
+    assert record["difference"]["to"] == "a"
+    assert "difference" not in first.to_json(first)
+
+
+def test_the_table_names_the_reference_once() -> None:
+    table = search_table("t", [row("a", [True, False]), row("b", [True, True])], row("a", [True, False]), "c")
+    assert table.row_count == 2
+    assert any("minus a" in str(column.header) for column in table.columns)
+
+
+def test_the_reference_always_takes_part() -> None:
+    settings = Settings(planners={"cem": ["planner=cem"], "mppi": ["planner=mppi"]}, names=("mppi",))
+    assert list(settings.chosen()) == ["cem", "mppi"]
+    with pytest.raises(ConfigError, match="'x' is none of the planners"):
+        Settings(planners={"cem": []}, names=("x",)).chosen()
+
+
+def test_a_budget_figure_has_a_tick_for_every_budget() -> None:
+    figure = budget_figure([0.025, 0.1, 2.0], [0.1, 0.5, 0.8], [(0, 0.2), (0.4, 0.6), (0.7, 0.9)], "push")
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["25", "100", "2000"]
