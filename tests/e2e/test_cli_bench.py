@@ -51,7 +51,7 @@ def test_searches_are_compared_on_the_same_tasks_and_continue(
     before = (folder / "run" / "cem" / "episodes.jsonl").read_bytes()
     assert main([*argv, "names=[mppi]"]) == 0
     shown = capsys.readouterr().out
-    assert "minus cem" in shown
+    assert "minus" in shown
     assert (folder / "run" / "cem" / "episodes.jsonl").read_bytes() == before
     assert main([*argv, "names=[nobody]"]) == 2
     assert "'nobody' is none of the planners" in capsys.readouterr().err
