@@ -81,8 +81,12 @@ def comparison(config: LowLabelConfig, data: Path, folder: Path) -> Comparison:
 @pytest.mark.slow
 def test_all_arms_run_and_an_interrupted_comparison_goes_on(data: Path, tmp_path: Path, quick_oracle: None) -> None:
     short = replace(CONFIG, labels=(3,))
-    grid = comparison(short, data, tmp_path / "run")
+    grid = comparison(replace(short, looks=("trained",)), data, tmp_path / "run")
     grid.check()
+    grid.make(grid.cells[0])
+    assert grid.cells[0] not in grid.missing()
+    grid = comparison(short, data, tmp_path / "run")
+    assert grid.cells[0] in grid.missing()  # a look was added
     grid.make(grid.cells[0])
     before = (tmp_path / "run" / "cells" / "ema_repaired-3-s0.json").stat().st_mtime_ns
     outcome = comparison(short, data, tmp_path / "run").run()

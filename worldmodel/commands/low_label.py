@@ -201,28 +201,34 @@ class Comparison:
                 )
 
     def missing(self) -> list[Cell]:
-        """Cells still to be made, in order."""
-        done = {row.cell for row in read_rows(self.folder)}
+        """Cells that lack a look, in order."""
+        done = {row.cell for row in read_rows(self.folder) if set(self._config.looks) <= row.held.keys()}
         return [cell for cell in self.cells if cell not in done]
 
     def make(self, cell: Cell) -> None:
-        """Pretrain if that has not been done, train, evaluate under every look, and write the cell."""
+        """Pretrain if that has not been done, train, evaluate under every look that is missing, and write the cell.
+
+        A model that is no longer in the run folder is trained again for a look that was added later.
+        """
+        known = {row.cell: row for row in read_rows(self.folder)}.get(cell)
         self._pretrain(cell)
-        variant = self._best_variant(cell)
+        variant = self._best_variant(cell) if known is None else known.variant
         commands = self._commands(cell, variant)
         folder = self._run.folder / "runs" / cell.name
         trained = self._train(cell, commands["train"], folder)
-        found = {look: self._evaluate(folder, look, self._config.episodes) for look in self._config.looks}
+        looks = [look for look in self._config.looks if known is None or look not in known.held]
+        found = {look: self._evaluate(folder, look, self._config.episodes) for look in looks}
+        tables = {look: record["episodes_table"] for look, record in found.items()}
         row = Row(
             cell=cell,
             variant=variant,
             commands=commands,
             train_minutes=float(trained["minutes"]),
-            held={look: [bool(task["held"]) for task in record["episodes_table"]] for look, record in found.items()},
-            ever={look: [bool(task["ever"]) for task in record["episodes_table"]] for look, record in found.items()},
+            held={look: [bool(task["held"]) for task in table] for look, table in tables.items()},
+            ever={look: [bool(task["ever"]) for task in table] for look, table in tables.items()},
             manifests={look: str(record["manifest_hash"]) for look, record in found.items()},
         )
-        row.save(self.folder)
+        (row if known is None else known.with_looks_of(row)).save(self.folder)
         shutil.rmtree(self._run.folder / "features", ignore_errors=True)  # gigabytes, and no other cell wants them
 
     def floors(self) -> dict[str, list[bool]]:

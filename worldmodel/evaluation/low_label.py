@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,15 @@ class Row:
     held: Mapping[str, list[bool]]
     ever: Mapping[str, list[bool]]
     manifests: Mapping[str, str]
+
+    def with_looks_of(self, other: Row) -> Row:
+        """This cell with the outcomes of another evaluation of it added."""
+        return replace(
+            self,
+            held={**self.held, **other.held},
+            ever={**self.ever, **other.ever},
+            manifests={**self.manifests, **other.manifests},
+        )
 
     def save(self, folder: Path) -> None:
         """Write it into a folder of cells; never a half file."""
