@@ -163,3 +163,44 @@ def test_watching_an_episode(tmp_path: Path, checkpoint: Path) -> None:
     np.testing.assert_array_equal(again.costs, episode.costs)
     other = watch(checkpoint, "push", seed=4, planner=PLANNER, replan_every=3)
     assert (other.goal != episode.goal).any()
+
+
+def test_a_delay_changes_outcomes_and_a_measured_one_is_kept(
+    config: EvaluateConfig, reference: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = evaluate(replace(config, delay="4", episodes=2), progress=False)
+    table = late.to_json()["episodes_table"]
+    assert [row["final_distance_m"] for row in table] != [row["final_distance_m"] for row in reference[:2]]
+    assert table[0]["replans"] < reference[0]["replans"]  # two blocks of three control steps pass before a new plan
+    assert late.agent["delay"] == 4
+
+    run = replace(config, delay="measured", episodes=1, run_dir=str(tmp_path / "run"))
+    first = evaluate(run, progress=False)
+    assert first.agent["delay"] >= 1
+    assert json.loads((tmp_path / "run" / "delay.json").read_text()) == {"delay": first.agent["delay"]}
+    monkeypatch.setattr("worldmodel.evaluation.evaluate.measured_delay", lambda *_: 10**6)
+    again = evaluate(run, progress=False)
+    assert again.agent["delay"] == first.agent["delay"]
+    with pytest.raises(ConfigError, match="does not fit into a plan of horizon=3"):
+        evaluate(replace(run, run_dir=None), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"delay": "soon"}, "delay must be 'measured' or a number of control steps >= 0, got 'soon'"),
+        ({"delay": "-1"}, "delay must be"),
+        ({"time_budget_s": 0.0}, "time_budget_s must be > 0"),
+    ],
+)
+def test_delays_and_budgets_are_checked(config: EvaluateConfig, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(config, **change)  # type: ignore[arg-type]
+
+
+def test_a_budget_is_for_one_problem(config: EvaluateConfig) -> None:
+    endless = replace(PLANNER, num_iterations=10_000)
+    result = evaluate(replace(config, planner=endless, time_budget_s=0.01, episodes=1), progress=False)
+    assert result.rows[0].replans > 0
+    assert result.agent["time_budget_s"] == 0.01
+    assert sorted(result.replan_s)[len(result.replan_s) // 2] < 1.0
