@@ -14,7 +14,7 @@ import pytest
 
 from worldmodel import __version__
 from worldmodel.cli import help_text, main
-from worldmodel.commands import COMMANDS
+from worldmodel.commands import COMMANDS, spoken
 from worldmodel.control.collect import CollectConfig, collect
 
 
@@ -66,7 +66,7 @@ def test_help_fits_a_screen_and_names_every_command(call: Call) -> None:
     for argv in ((), ("--help",), ("-h",)):
         reply = call(*argv)
         assert reply.status == 0
-        assert all(name in reply.out for name in COMMANDS)
+        assert all(spoken(name) in reply.out for name in COMMANDS)
         assert reply.out.count("\n") <= 30
 
 
@@ -264,9 +264,10 @@ def test_plan_ends_with_a_table_a_video_and_a_picture(call: Call, tiny_checkpoin
     assert reply.status == 0, reply.err
     assert "replan latency" in reply.out
     assert "latent cost" in reply.out
-    for line, name in zip(reply.out.splitlines()[-2:], ("episode.mp4", "plan.png"), strict=True):
-        assert line.endswith(name)
-        assert Path(line.split()[-1]).stat().st_size > 1000
+    names = ("episode.mp4", "plan.png", "plans.safetensors")
+    for line, name in zip(reply.out.splitlines()[-3:], names, strict=True):
+        assert line.split()[1].endswith(name)
+        assert Path(line.split()[1]).stat().st_size > 1000
 
 
 def test_no_gl_backend_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

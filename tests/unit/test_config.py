@@ -88,7 +88,7 @@ def test_every_command_has_settings_a_preset_and_help(command: str) -> None:
 @pytest.mark.parametrize("preset", presets())
 def test_every_preset_composes_and_builds(preset: str) -> None:
     """Commands with their mandatory values, group options through a command that has the group."""
-    mandatory = {"inspect": ["data=x.h5"], "pretrain": ["data=x.h5"], "train": ["data=x.h5"]}
+    mandatory = {name: ["data=x.h5"] for name in ("inspect", "pretrain", "train")} | {"replay": ["plans=x"]}
     group, _, option = preset.rpartition("/")
     if not group:
         config = load(preset, mandatory.get(preset, []))

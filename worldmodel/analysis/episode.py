@@ -29,6 +29,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.evaluation.episodes import Block, EpisodeResult, agent_seed, run_block
 from worldmodel.evaluation.evaluate import EvaluateConfig, model_agents
 from worldmodel.evaluation.manifest import draw_task
+from worldmodel.evaluation.plan_records import PlanLog, PlanRecord
 from worldmodel.evaluation.stats import quantile
 from worldmodel.models.world_model import WorldModel
 from worldmodel.planners.base import Plan, Planner
@@ -76,6 +77,7 @@ class WatchedEpisode:
         env_action_dim: Size of one environment action.
         replan_steps: Environment steps between replans.
         dt_s: Seconds of one environment step.
+        log: Every plan with what it started from, to be saved and replayed.
     """
 
     env_id: str
@@ -89,6 +91,7 @@ class WatchedEpisode:
     env_action_dim: int
     replan_steps: int
     dt_s: float
+    log: PlanLog
 
     @property
     def replan_s(self) -> tuple[float, ...]:
@@ -239,6 +242,15 @@ def watch(
         env_action_dim=spec.action_dim,
         replan_steps=replan_every * spec.action_block,
         dt_s=dt_s,
+        log=PlanLog(
+            checkpoint=factory.checkpoint_hash,
+            planner=factory.planner,
+            objective=factory.objective,
+            goal=judge.goal,
+            interval=agent.interval,
+            threads=torch.get_num_threads(),
+            records=tuple(watcher.records),
+        ),
     )
 
 
@@ -251,11 +263,14 @@ class _Watcher:
         self.proprio: list[NDArray[np.float32]] = []
         self.success: list[bool] = []
         self.plans: list[tuple[int, Plan, float]] = []
+        self.records: list[PlanRecord] = []
 
     def __call__(self, step: int, obs: dict[str, Any], infos: Sequence[dict[str, Any]]) -> None:
         plan = self._agent.plan
         if plan is not None and len(self._agent.replan_s) > len(self.plans):  # made on the way to this frame
             self.plans.append((step - 1, plan, self._agent.replan_s[-1]))
+            assert self._agent.last_context is not None
+            self.records.append(PlanRecord(step=step - 1, context=self._agent.last_context, plan=plan))
         self.frames.append(obs["pixels"][0].copy())
         self.proprio.append(obs["proprio"][0].copy())
         self.success.append(bool(infos[0]["is_success"]))
@@ -267,7 +282,7 @@ class _Judge:
     def __init__(self, world_model: WorldModel, objective: Objective, goal: NDArray[np.uint8]) -> None:
         self._model = world_model
         self._objective = objective.bind(world_model)
-        self._goal = world_model.encode(torch.tensor(goal)[None, None])
+        self.goal = world_model.encode(torch.tensor(goal)[None, None])
 
     def seen(self, frames: Sequence[NDArray[np.uint8]], proprio: Sequence[NDArray[np.float32]]) -> Array:
         """(T,) costs of camera frames."""
@@ -289,8 +304,8 @@ class _Judge:
         visual = latent.visual[:, :, None]
         proprio = None if latent.proprio is None else latent.proprio[:, :, None]
         goal = Latent(
-            visual=self._goal.visual[:, None],
-            proprio=None if self._goal.proprio is None else self._goal.proprio[:, None],
+            visual=self.goal.visual[:, None],
+            proprio=None if self.goal.proprio is None else self.goal.proprio[:, None],
         )
         still = visual.new_zeros(1, visual.shape[1], 1, self._model.spec.flat_action_dim)
         with torch.no_grad():

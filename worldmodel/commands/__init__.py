@@ -98,6 +98,14 @@ COMMANDS: dict[str, Command] = {
         ),
         groups=("objective", "planner"),
     ),
+    "replay": Command(
+        summary="compute saved plans again and compare them bit by bit",
+        keys=(
+            ("plans=FILE", "plans.safetensors of a `worldmodel plan` run"),
+            ("checkpoint=shipped", "the model they were made with"),
+        ),
+        examples=("worldmodel replay plans=outputs/plan/plans.safetensors",),
+    ),
     "evaluate": Command(
         summary="success on held-out tasks with intervals, beside random, no-op and the oracle",
         keys=(

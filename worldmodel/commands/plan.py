@@ -54,8 +54,10 @@ def run(settings: Settings, run: Run) -> Outcome:
     with busy("drawing", run.progress):
         video = episode.save_video(run.folder / "episode.mp4")
         figure = episode.save_plan_figure(run.folder / "plan.png")
-    record = {**episode.summary(), "video": str(video), "figure": str(figure)}
-    return Outcome(record=record, report=(_table(episode), f"video: {video}", f"plan:  {figure}"))
+    log = episode.log.save(run.folder / "plans.safetensors")
+    record = {**episode.summary(), "video": str(video), "figure": str(figure), "plans": str(log)}
+    shown = f"plans: {log} (worldmodel replay plans={log})"
+    return Outcome(record=record, report=(_table(episode), f"video: {video}", f"plan:  {figure}", shown))
 
 
 def _table(episode: WatchedEpisode) -> Table:

@@ -125,9 +125,14 @@ class MPCAgent(PlanningAgent):
             latent predicted for the moment its plan takes over: the next boundary of a model step.
         time_budget_s: Seconds from the observation to the plan; None for no limit.
 
+    Attributes:
+        last_context: What the last plans started from, all problems planned together; None before the first.
+
     Raises:
         ConfigError: A value is out of range.
     """
+
+    last_context: Context | None = None
 
     def __init__(
         self,
@@ -187,6 +192,7 @@ class MPCAgent(PlanningAgent):
         actions = torch.cat([torch.cat([no_action, *problem.actions], dim=1) for problem in problems])
         goals = [problem.goal_latent for problem in problems if problem.goal_latent is not None]
         context = self._foreseen(Context(latent=latent, actions=actions), decided)
+        self.last_context = context
         return LatentCost(self.world_model, self.objective, context, _stack(goals, dim=0))
 
     def _foreseen(self, context: Context, decided: Tensor) -> Context:
