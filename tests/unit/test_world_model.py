@@ -8,7 +8,7 @@ from worldmodel.models.action_transformer import TransformerPredictorConfig, bui
 from worldmodel.models.frozen_encoders import build_encoder
 from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig, build_head
 from worldmodel.models.vit import ViTConfig
-from worldmodel.models.world_model import ModelSpec, WorldModel
+from worldmodel.models.world_model import MAX_CANDIDATE_BLOCK, ROLLOUT_BYTES, ModelSpec, WorldModel
 from worldmodel.types import Context, Latent
 
 
@@ -161,3 +161,26 @@ def test_a_latent_is_what_types_say() -> None:
     assert isinstance(model.encode(frames(1, 1)), Latent)
     assert model.window == 1
     assert tiny_model("patch").window == 3
+
+
+def test_blocks_of_candidates_fit_into_memory() -> None:
+    """The wide predictor of `bench plan` would take 10 GB for 300 candidates at once."""
+    config = TransformerPredictorConfig(embed_dim=1024, depth=6, num_heads=16)
+    with torch.device("meta"):
+        wide = build_predictor(config, num_tokens=256, latent_dim=768, action_dim=6)
+    assert 300 * wide.candidate_bytes > 10e9
+    model = tiny_model("patch")
+    parts = (model.encoder, model.head, model.predictor, model.action_normalizer, model.proprio_normalizer)
+    assert model.predictor.candidate_bytes > 0
+    assert WorldModel(*parts, model.spec).candidate_block == MAX_CANDIDATE_BLOCK
+    model.predictor.__class__ = type("Greedy", (type(model.predictor),), {"candidate_bytes": ROLLOUT_BYTES // 7})
+    assert WorldModel(*parts, model.spec).candidate_block == 7
+
+
+def test_the_memory_of_a_candidate_is_about_what_a_rollout_takes() -> None:
+    """Keys and values of the whole window in every block are the part that can be counted exactly."""
+    config = TransformerPredictorConfig(embed_dim=48, depth=5, num_heads=4, window=3)
+    predictor = build_predictor(config, num_tokens=9, latent_dim=6, action_dim=2)
+    _, cache = predictor._run(predictor.embed(torch.zeros(1, 3, 9, 6)), torch.zeros(1, 3, 2), 0, None)
+    exact = sum(part.numel() * part.element_size() for pair in cache for part in pair)
+    assert 1.5 * exact < predictor.candidate_bytes < 3 * exact

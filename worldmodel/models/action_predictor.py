@@ -49,6 +49,11 @@ class ActionPredictor(nn.Module, ABC):
     latent_dim: int
     action_dim: int
 
+    @property
+    def candidate_bytes(self) -> int:
+        """Memory a rollout needs at once for one candidate, bytes, about; 0 when it is too little to matter."""
+        return 0
+
     @abstractmethod
     def forward(self, z: Tensor, actions: Tensor) -> Tensor:
         """Predict every next frame from the true frames before it.

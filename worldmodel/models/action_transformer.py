@@ -129,6 +129,14 @@ class TransformerPredictor(ActionPredictor):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
+    @property
+    def candidate_bytes(self) -> int:
+        """Keys and values of a window in every block, twice while they are joined, and one block's intermediates."""
+        config = self.config
+        cached = 2 * 2 * config.depth * config.window * config.embed_dim
+        inside = (8 + 2 * config.mlp_ratio) * config.embed_dim
+        return int(self.num_tokens * (cached + inside) * self.embed.weight.element_size())
+
     def _rope(self, first: int, frames: int, device: torch.device) -> Rope:
         """Tables of frames starting at true time `first`; one row per token."""
         time = torch.arange(first, first + frames, device=device).repeat_interleave(self.num_tokens)

@@ -21,6 +21,9 @@ from worldmodel.models.temporal_distance import TemporalDistance
 from worldmodel.types import Context, Latent
 
 LATENTS = ("compact", "patch")
+ROLLOUT_BYTES = 2 * 1024**3
+"""Memory that a rollout may take at once, unless the size of its blocks is given."""
+MAX_CANDIDATE_BLOCK = 512
 
 
 @dataclass(kw_only=True)
@@ -81,7 +84,8 @@ class WorldModel(nn.Module):
         spec: What the model was trained for.
         temporal_distance: Learned number of steps between two latents, or None.
         candidate_block: Candidates rolled out at once; more are cut into blocks of this size, the last one padded.
-            Bounds memory for patch latents. Never changes with the number of problems.
+            None takes as many as fit into `ROLLOUT_BYTES`, at most `MAX_CANDIDATE_BLOCK`. Never changes with the number
+            of problems.
 
     Raises:
         ConfigError: The parts do not fit each other or the spec.
@@ -97,7 +101,7 @@ class WorldModel(nn.Module):
         spec: ModelSpec,
         *,
         temporal_distance: TemporalDistance | None = None,
-        candidate_block: int = 512,
+        candidate_block: int | None = None,
     ) -> None:
         super().__init__()
         if predictor.action_dim != spec.flat_action_dim:
@@ -113,6 +117,9 @@ class WorldModel(nn.Module):
                 f"the temporal distance takes latents of {temporal_distance.latent_dim} numbers, the head gives "
                 f"{head.num_tokens} x {head.latent_dim}"
             )
+        if candidate_block is None:
+            fitting = ROLLOUT_BYTES // max(predictor.candidate_bytes, 1)
+            candidate_block = max(1, min(fitting, MAX_CANDIDATE_BLOCK))
         if candidate_block < 1:
             raise ConfigError(f"candidate_block must be >= 1, got {candidate_block}")
         self.encoder = encoder
