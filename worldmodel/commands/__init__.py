@@ -157,7 +157,7 @@ COMMANDS: dict[str, Command] = {
         keys=(
             ("model=shipped", "or patch (64 tokens a frame), wide (256 tokens, width 1024, 6 blocks)"),
             ("num_samples=300", "candidates; num_iterations, horizon: as in a plan"),
-            ("rounds=20", "times that every competitor takes its turn"),
+            ("rounds=20", "times that every competitor takes its turn, after one to warm up"),
             ("threads=2", "CPU threads; torch's own number by default"),
         ),
         examples=(

@@ -61,7 +61,7 @@ class Sizes:
 MODELS = {
     "shipped": Sizes(num_samples=300, num_elites=30, num_iterations=6, horizon=5, rounds=20),
     "patch": Sizes(num_samples=64, num_elites=8, num_iterations=2, horizon=8, rounds=5),
-    "wide": Sizes(num_samples=8, num_elites=2, num_iterations=1, horizon=8, rounds=2),
+    "wide": Sizes(num_samples=8, num_elites=2, num_iterations=1, horizon=8, rounds=1),
 }
 """Sizes unless told otherwise."""
 
@@ -76,7 +76,8 @@ class LatencyConfig:
         num_samples: Candidates per iteration; None takes the model's (300, 64, 8).
         num_iterations: Iterations per plan; None takes the model's (6, 2, 1).
         horizon: Model steps; None takes the model's (5, 8, 8).
-        rounds: Times that every competitor takes its turn; None takes the model's (20, 5, 2).
+        rounds: Times that every competitor takes its turn; None takes the model's (20, 5, 1). Several are preceded by
+            one more to warm up.
         threads: CPU threads; None leaves torch's own number.
         seed: Of weights, frames and candidates.
     """
@@ -311,8 +312,9 @@ def _measure(config: LatencyConfig, tell: Callable[[int, int], None]) -> dict[st
     bench = _Bench(scene, sizes, config.seed)
     products = Products(bench.shapes(), torch.float32, scene.model.device)
     flops = bench.count_flops()
-    bench.warm_up()
     tell(0, sizes.rounds)
+    if sizes.rounds > 1:
+        bench.warm_up()
     for done in range(sizes.rounds):
         products.round()
         bench.round()
@@ -368,8 +370,6 @@ class _Bench:
         self._turns: dict[str, Callable[[], object]] = {
             "replan": self._replan,
             "recompute": lambda: self._plan(self._cem, self._slow, self._objective),
-            "plain": lambda: self._plan(self._free_cem, self._model, self._plain),
-            "mppi": lambda: self._plan(self._mppi, self._model, self._plain),
         }
         context = scene.context()
         problem = PeerProblem(
@@ -385,8 +385,10 @@ class _Bench:
         )
         if is_installed("stable_worldmodel"):
             elites, iterations = sizes.num_elites, sizes.num_iterations
+            self._turns["plain"] = lambda: self._plan(self._free_cem, self._model, self._plain)
             self._turns["swm"] = StableWorldModelCEM(problem, num_elites=elites, num_iterations=iterations, seed=seed)
         if is_installed("pytorch_mppi"):
+            self._turns["mppi"] = lambda: self._plan(self._mppi, self._model, self._plain)
             self._turns["pytorch_mppi"] = PytorchMPPI(problem, temperature=1.0, seed=seed)
 
     def shapes(self) -> list[Shape]:
@@ -405,13 +407,11 @@ class _Bench:
         return self._sizes.num_iterations * matmul_flops(lambda: cost(zeros))
 
     def warm_up(self) -> None:
-        """Every competitor once, untimed; the plan found is what later plans start from."""
+        """Every competitor once, not counted; the plan found is what later plans start from."""
+        self.round()
         self._warm = self._replan().shifted(1)
-        for name, turn in self._turns.items():
-            if name != "replan":
-                turn()
-        self.cost_s.clear()
-        self.overheads.clear()
+        for measured in (self.seconds, self.cost_s, self.overheads):
+            measured.clear()
 
     def round(self) -> None:
         """Every competitor once, timed."""
