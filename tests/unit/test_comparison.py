@@ -2,7 +2,7 @@
 
 import pytest
 
-from worldmodel.analysis.label_curves import budget_figure
+from worldmodel.analysis.success_curves import budget_figure
 from worldmodel.commands.bench_planners import Settings
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.comparison import SearchRow, search_table

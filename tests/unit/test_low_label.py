@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmodel.analysis.label_curves import LabelCurve, label_figure
+from worldmodel.analysis.success_curves import LabelCurve, label_figure
 from worldmodel.commands.low_label import Arm, LowLabelConfig, figure_of
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.low_label import Cell, Results, Row, read_rows

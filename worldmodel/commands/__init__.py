@@ -113,6 +113,8 @@ COMMANDS: dict[str, Command] = {
             ("episodes=100", "first N tasks of the manifest"),
             ("checkpoint=shipped", "trained model: the one in the package, or a folder"),
             ("planner=mppi", "another search: see worldmodel plan --help"),
+            ("delay=measured", "the robot goes on while a plan is computed; or a number of control steps"),
+            ("time_budget_s=0.1", "seconds from an observation to its plan"),
             ("workers=2", "processes, one thread each"),
             ("run_dir=FOLDER", "an interrupted evaluation continues in the same folder"),
         ),

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from worldmodel.analysis.figures import save_figure
-from worldmodel.analysis.label_curves import budget_figure
+from worldmodel.analysis.success_curves import budget_figure
 from worldmodel.commands import evaluate
 from worldmodel.commands.bench_planners import TaskSettings, search_rows
 from worldmodel.commands.run import Outcome, Run

@@ -17,7 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from worldmodel.analysis.figures import save_figure
-from worldmodel.analysis.label_curves import LabelCurve, label_figure
+from worldmodel.analysis.success_curves import LabelCurve, label_figure
 from worldmodel.commands import evaluate, pretrain, train
 from worldmodel.commands.run import Outcome, Run
 from worldmodel.commands.train import PretrainedEncoder

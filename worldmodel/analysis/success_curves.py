@@ -1,4 +1,4 @@
-"""Success against the number of labelled episodes, one panel per look, one curve per arm."""
+"""Success against what it costs: labelled episodes (one panel per look, one curve per arm), or time for a plan."""
 
 from __future__ import annotations
 
