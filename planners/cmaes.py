@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldmodel.errors import ConfigError
 from worldmodel.planners.base import Plan, Problems
-from worldmodel.planners.sampling import SamplingPlanner, Scored, Search, spread_of
+from worldmodel.planners.sampling import SamplingPlanner, Scored, Search, spread_of, start_std
 from worldmodel.planners.shooting import NUM_ELITES
 
 _FEWEST = 4
@@ -51,8 +51,7 @@ class _CMAESSearch(Search):
     def __init__(self, config: CMAES, problems: Problems, warm_start: Plan | None) -> None:
         super().__init__(config, problems, warm_start, num_elites=min(NUM_ELITES, config.num_samples))
         self._middle = problems.low + problems.half_range
-        has_std = warm_start is not None and config.warm_start_std is not None
-        sigma = config.warm_start_std if has_std and config.warm_start_std is not None else config.init_std
+        sigma = start_std(config.init_std, config.warm_start_std, warm_start)
         centre = self._free((self.mean - self._middle) * problems.share)
         seeds = [int(torch.randint(2**31, (), generator=stream, device=stream.device)) for stream in problems.rng]
         self._optimisers = [

@@ -21,7 +21,7 @@ from worldmodel.planners.base import (
     mean_over,
 )
 from worldmodel.planners.cem import CEM
-from worldmodel.planners.sampling import check_action_repeat, spread_of
+from worldmodel.planners.sampling import check_action_repeat, spread_of, start_std
 
 _BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
 """Adam's constants as published (Kingma and Ba, arXiv:1412.6980)."""
@@ -97,7 +97,7 @@ class Gradient(Planner):
         """(B, S, H, A) inside the bounds."""
         num_problems, horizon, action_dim = problems.sequence_shape
         check_action_repeat(self.action_repeat, action_dim)
-        share = self.init_std if warm_start is None or self.warm_start_std is None else self.warm_start_std
+        share = start_std(self.init_std, self.warm_start_std, warm_start)
         shape = (num_problems, self.num_restarts, horizon, action_dim // self.action_repeat)
         noise = problems.draw_(problems.low.new_empty(shape), range(num_problems))
         starts = noise.repeat(1, 1, 1, self.action_repeat)

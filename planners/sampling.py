@@ -170,8 +170,7 @@ class Search(ABC):
         self.problems = problems
         self.num_elites = num_elites
         num_problems, horizon, action_dim = problems.sequence_shape
-        is_warm = warm_start is not None
-        share = config.warm_start_std if is_warm and config.warm_start_std is not None else config.init_std
+        share = start_std(config.init_std, config.warm_start_std, warm_start)
         self.floor = (problems.half_range * config.min_std).expand(problems.sequence_shape)
         self.std = torch.maximum((problems.half_range * share).expand(problems.sequence_shape), self.floor)
         self.mean = torch.zeros_like(self.std) if warm_start is None else warm_start.mean.to(self.std, copy=True)
@@ -263,6 +262,11 @@ class Search(ABC):
         if self.config.early_stop_std > 0:
             shares = record[2].tolist()
             self.active = [row for row in self.active if shares[row] >= self.config.early_stop_std]
+
+
+def start_std(init_std: float, warm_start_std: float | None, warm_start: Plan | None) -> float:
+    """Standard deviation that a search begins with, as a share of half the action range."""
+    return init_std if warm_start is None or warm_start_std is None else warm_start_std
 
 
 def check_action_repeat(action_repeat: int, action_dim: int) -> None:

@@ -178,7 +178,7 @@ def test_a_delay_changes_outcomes_and_a_measured_one_is_kept(
     first = evaluate(run, progress=False)
     assert first.agent["delay"] >= 1
     assert json.loads((tmp_path / "run" / "delay.json").read_text()) == {"delay": first.agent["delay"]}
-    monkeypatch.setattr("worldmodel.evaluation.evaluate.measured_delay", lambda *_: 10**6)
+    monkeypatch.setattr("worldmodel.evaluation.delay.measured_delay", lambda *_: 10**6)
     again = evaluate(run, progress=False)
     assert again.agent["delay"] == first.agent["delay"]
     with pytest.raises(ConfigError, match="does not fit into a plan of horizon=3"):

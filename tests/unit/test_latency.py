@@ -14,17 +14,14 @@ from worldmodel.errors import ConfigError
 from worldmodel.evaluation.latency import (
     MODELS,
     LatencyConfig,
-    Recomputing,
-    Scene,
     Sizes,
     TimedCost,
-    build_scene,
     cached_error,
     measure,
     table_of,
-    with_predictor,
 )
 from worldmodel.evaluation.peers import PeerProblem, PytorchMPPI, StableWorldModelCEM
+from worldmodel.evaluation.scenes import Recomputing, Scene, build_scene, with_predictor
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
 from worldmodel.planners import CEM
 

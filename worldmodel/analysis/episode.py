@@ -27,7 +27,7 @@ from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.envs.tabletop import MAX_STEP_M
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.episodes import Block, EpisodeResult, agent_seed, run_block
-from worldmodel.evaluation.evaluate import EvaluateConfig, model_agents
+from worldmodel.evaluation.evaluate import EvaluateConfig, ModelAgents, model_agents
 from worldmodel.evaluation.manifest import draw_task
 from worldmodel.evaluation.plan_records import PlanLog, PlanRecord
 from worldmodel.evaluation.stats import quantile
@@ -242,15 +242,7 @@ def watch(
         env_action_dim=spec.action_dim,
         replan_steps=replan_every * spec.action_block,
         dt_s=dt_s,
-        log=PlanLog(
-            checkpoint=factory.checkpoint_hash,
-            planner=factory.planner,
-            objective=factory.objective,
-            goal=judge.goal,
-            interval=agent.interval,
-            threads=torch.get_num_threads(),
-            records=tuple(watcher.records),
-        ),
+        log=_log(factory, agent, judge, watcher),
     )
 
 
@@ -311,6 +303,18 @@ class _Judge:
         with torch.no_grad():
             costs = self._objective(Latent(visual=visual, proprio=proprio), goal, still)
         return costs[0].double().cpu().numpy()
+
+
+def _log(factory: ModelAgents, agent: MPCAgent, judge: _Judge, watcher: _Watcher) -> PlanLog:
+    return PlanLog(
+        checkpoint=factory.checkpoint_hash,
+        planner=factory.planner,
+        objective=factory.objective,
+        goal=judge.goal,
+        interval=agent.interval,
+        threads=torch.get_num_threads(),
+        records=tuple(watcher.records),
+    )
 
 
 def _planned_steps(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,8 @@ from worldmodel.control.objectives import Objective, default_objective
 from worldmodel.control.policy_agent import PolicyAgent
 from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.errors import CheckpointError, ConfigError
-from worldmodel.evaluation.episodes import EpisodeResult, EpisodeRun, agent_seed, torch_threads
+from worldmodel.evaluation.delay import kept_delay
+from worldmodel.evaluation.episodes import EpisodeResult, EpisodeRun
 from worldmodel.evaluation.manifest import Manifest, load_manifest
 from worldmodel.evaluation.runlog import RunLog, describe
 from worldmodel.evaluation.runs import Schedule, identity_of, run_manifest
@@ -32,11 +32,8 @@ from worldmodel.models.policy_checkpoint import is_policy, load_policy
 from worldmodel.models.world_model import WorldModel
 from worldmodel.planners.base import Planner
 from worldmodel.planners.cem import CEM
-from worldmodel.types import Goal
 
 MEASURED = "measured"
-_TIMED_REPLANS = 10
-_DELAY_FILE = "delay.json"
 BASELINES = ("random", "noop", "oracle")
 """Rows that stand beside the model in every result."""
 
@@ -262,7 +259,7 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> EvalResult:
     else:
         factory = model_agents(config, env_id)
         if config.delay == MEASURED:
-            factory = replace(factory, delay=_delay_of(config, factory, manifest))
+            factory = replace(factory, delay=kept_delay(factory, manifest, config.run_dir))
         factory.build()  # a delay that no plan is long enough for is refused here
     log = None
     if config.run_dir is not None:
@@ -299,35 +296,6 @@ def model_agents(config: EvaluateConfig, env_id: str) -> ModelAgents:
         delay=0 if config.delay == MEASURED else int(config.delay),
         time_budget_s=config.time_budget_s,
     )
-
-
-def measured_delay(factory: ModelAgents, manifest: Manifest) -> int:
-    """Control steps that a replan takes on this machine: 95th percentile of ten on the first task, rounded up."""
-    task, seed = manifest.tasks[0], agent_seed(manifest.seeds[0], 0)
-    env = make_env(manifest.env_id, image_size=factory.image_size)
-    try:
-        with torch_threads(1):
-            agent = replace(factory, delay=0).build()
-            obs, _ = env.reset(seed=seed, options={"task": task})
-            agent.reset([Goal(pixels=env.render_goal(task))], seeds=[seed])
-            while len(agent.replan_s) <= _TIMED_REPLANS:  # the first one, with everything cold, does not count
-                obs = env.step(agent.act({key: value[None] for key, value in obs.items()})[0])[0]
-        seconds = quantile(agent.replan_s[1:], 0.95)
-        assert seconds is not None
-        return math.ceil(seconds * float(env.metadata["render_fps"]))
-    finally:
-        env.close()
-
-
-def _delay_of(config: EvaluateConfig, factory: ModelAgents, manifest: Manifest) -> int:
-    """The measured delay; a run folder keeps its first measurement, so that the run can be continued."""
-    if config.run_dir is None:
-        return measured_delay(factory, manifest)
-    path = Path(config.run_dir) / _DELAY_FILE
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"delay": measured_delay(factory, manifest)}) + "\n", encoding="utf-8")
-    return int(json.loads(path.read_text(encoding="utf-8"))["delay"])
 
 
 def policy_agents(checkpoint: str | Path, env_id: str) -> PolicyAgents:

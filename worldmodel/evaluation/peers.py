@@ -54,6 +54,25 @@ class PeerProblem:
     horizon: int
 
 
+def recompute_window(predictor: ActionPredictor, frames: Tensor, taken: Tensor) -> Tensor:
+    """Rollout that runs the whole window again for every step.
+
+    Args:
+        predictor: Network.
+        frames: (R, T0, N, D) latents seen.
+        taken: (R, T0 - 1 + H, A) standardised actions, those between the frames first.
+
+    Returns:
+        (R, H, N, D).
+    """
+    first = frames.shape[1]
+    for newest in range(first, taken.shape[1] + 1):
+        start = max(newest - predictor.window, 0)
+        following = predictor(frames[:, start:], taken[:, start:newest])[:, -1:]
+        frames = torch.cat([frames, following], dim=1)
+    return frames[:, first:]
+
+
 class _WindowCost:
     """stable-worldmodel's protocol of a cost model: `get_cost(info, candidates) -> (B, S)`.
 
@@ -71,15 +90,9 @@ class _WindowCost:
     def get_cost(self, info: dict[str, Tensor], candidates: Tensor) -> Tensor:
         """Costs (B, S) of candidates (B, S, H, A); `info` holds context, past and goal, repeated per candidate."""
         problems, samples, horizon, _ = candidates.shape
-        frames = info["context"].flatten(0, 1)
         taken = self._normalize(torch.cat([info["past"], candidates], dim=2).flatten(0, 1))
-        first, window = frames.shape[1], self._predictor.window
-        for step in range(horizon):
-            start = max(first + step - window, 0)
-            following = self._predictor(frames[:, start:], taken[:, start : first + step])[:, -1:]
-            frames = torch.cat([frames, following], dim=1)
-        goal = info["goal"].flatten(0, 1)
-        distance = (frames[:, first:] - goal).square().mean(dim=(-2, -1))
+        imagined = recompute_window(self._predictor, info["context"].flatten(0, 1), taken)
+        distance = (imagined - info["goal"].flatten(0, 1)).square().mean(dim=(-2, -1))
         weights = torch.full((horizon,), 0.3, dtype=distance.dtype, device=distance.device)
         weights[-1] = 1.0
         return (distance @ (weights / weights.sum())).view(problems, samples)
