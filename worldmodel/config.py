@@ -295,7 +295,8 @@ def _checked_line(item: Override, base: DictConfig, command: str) -> str:
     value = line.split("=", 1)[1]
     if isinstance(target, ListConfig) and not value.strip().startswith(("[", "$", "null")):
         value = f"[{value}]"
-    return f"{key}={value}"  # without the +: the key is known, so it is an ordinary override
+    # An ordinary override, with or without a +, as the key is known; only a free mapping may grow by new entries.
+    return f"{'++' if _is_free(base, key) else ''}{key}={value}"
 
 
 def _exists(base: DictConfig, key: str) -> bool:
@@ -309,6 +310,16 @@ def _exists(base: DictConfig, key: str) -> bool:
             return False
         node = None if _is_open(node, part) else node[part]
     return True
+
+
+def _is_free(base: DictConfig, key: str) -> bool:
+    """Whether an existing key is a mapping without a schema, or lies in one."""
+    node: Any = base
+    for part in key.split("."):
+        if OmegaConf.get_type(node) is dict and node is not base:
+            return True
+        node = None if _is_open(node, part) else node[part]
+    return isinstance(node, DictConfig) and OmegaConf.get_type(node) is dict
 
 
 def _is_open(node: DictConfig, part: str) -> bool:

@@ -213,6 +213,15 @@ def test_plans_are_executed_in_order_clamped_and_shifted_into_the_next_call() ->
     assert len(spy.plans) == 2
 
 
+def test_without_a_warm_start_every_search_begins_from_nothing() -> None:
+    spy = Spy()
+    world, model = World([0]), PointMassModel(action_block=2, window=1, image_size=32)
+    agent = MPCAgent(model, spy, GoalDistance(), warm_start=False)
+    agent.reset(world.goals, seeds=[0])
+    world.run(agent, 6)
+    assert spy.warm_starts == [None, None, None]
+
+
 def test_the_last_plan_of_all_problems_is_kept() -> None:
     world, agent = World([0, 1, 2]), make_agent()
     agent.reset(world.goals, seeds=world.seeds)

@@ -140,6 +140,14 @@ def test_a_known_key_may_carry_a_plus() -> None:
     assert load("collect", ["+env=reach"]).settings.env == "reach"
 
 
+@pytest.mark.parametrize("line", ["planners.mine=['planner=cem']", "planners={mine: ['planner=cem']}"])
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_a_free_mapping_takes_new_entries_beside_its_own(line: str, plus: str) -> None:
+    planners = load("bench_planners", [plus + line]).settings.planners
+    assert planners["mine"] == ["planner=cem"]
+    assert "mppi" in planners
+
+
 def test_a_reference_is_resolved() -> None:
     config = load("collect", ["env=reach"])
     assert config.settings.out.endswith("reach.h5")

@@ -124,6 +124,7 @@ class MPCAgent(PlanningAgent):
         delay: Control steps a plan takes to arrive, >= 0. The robot goes on meanwhile, and the search starts from the
             latent predicted for the moment its plan takes over: the next boundary of a model step.
         time_budget_s: Seconds from the observation to the plan; None for no limit.
+        warm_start: Start every search from the rest of the last plan; else from nothing.
 
     Attributes:
         last_context: What the last plans started from, all problems planned together; None before the first.
@@ -143,6 +144,7 @@ class MPCAgent(PlanningAgent):
         replan_every: int = 1,
         delay: int = 0,
         time_budget_s: float | None = None,
+        warm_start: bool = True,
     ) -> None:
         low, high = world_model.spec.flat_bounds(world_model.device)
         block = world_model.spec.action_block
@@ -156,6 +158,7 @@ class MPCAgent(PlanningAgent):
             replan_every=replan_every,
             delay=math.ceil(delay / block),
             time_budget_s=time_budget_s,
+            warm_start=warm_start,
         )
         self.world_model = world_model
         self.objective = objective.bind(world_model)

@@ -65,6 +65,7 @@ class PlanningAgent(ABC):
             carried out, or nothing is done before the first. With more of them than `replan_every` a plan is asked for
             as soon as the last one has arrived.
         time_budget_s: Seconds from the observation to the plan; None for no limit. Plan one problem at a time with it.
+        warm_start: Start every search from the rest of the last plan; else from nothing.
 
     Attributes:
         replan_s: Wall seconds of every replan, from observation to plans, for all problems then due together.
@@ -86,6 +87,7 @@ class PlanningAgent(ABC):
         replan_every: int,
         delay: int = 0,
         time_budget_s: float | None = None,
+        warm_start: bool = True,
     ) -> None:
         if action_block < 1:
             raise ConfigError(f"action_block must be >= 1, got {action_block}")
@@ -101,6 +103,7 @@ class PlanningAgent(ABC):
         self.planner = planner
         self.delay = delay
         self.time_budget_s = time_budget_s
+        self.warm_start = warm_start
         self.action_block = action_block
         self.replan_every = replan_every
         self.replan_s: list[float] = []
@@ -186,7 +189,7 @@ class PlanningAgent(ABC):
             self._low,
             self._high,
             rng=[problem.stream for problem in problems],
-            warm_start=Plan.concat(plans).shifted(self.interval) if plans else None,
+            warm_start=Plan.concat(plans).shifted(self.interval) if plans and self.warm_start else None,
             time_budget_s=left,
         )
         # planners promise to stay inside; the robot must not depend on a promise

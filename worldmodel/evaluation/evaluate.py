@@ -59,6 +59,7 @@ class EvaluateConfig:
             takes the time of a replan on this machine (95th percentile of ten, one thread), rounded up.
         time_budget_s: Seconds from an observation to its plan; None for no limit. Episodes then run one by one, and
             outcomes depend on the machine.
+        warm_start: Start every search from the rest of the last plan; false is for comparisons.
     """
 
     env: str = "push"
@@ -74,6 +75,7 @@ class EvaluateConfig:
     seed: int = 0
     delay: str = "0"
     time_budget_s: float | None = None
+    warm_start: bool = True
 
     def __post_init__(self) -> None:
         if self.delay != MEASURED and not self.delay.isdecimal():
@@ -95,6 +97,7 @@ class ModelAgents:
         image_size: Side of the frames the model takes, pixels.
         delay: Control steps before a plan takes over.
         time_budget_s: Seconds from an observation to its plan, or None.
+        warm_start: Start every search from the rest of the last plan.
         needs_pixels: Always True.
     """
 
@@ -106,11 +109,16 @@ class ModelAgents:
     image_size: int
     delay: int = 0
     time_budget_s: float | None = None
+    warm_start: bool = True
     needs_pixels: bool = True
 
     def identity(self) -> dict[str, Any]:
-        """Settings and the hash of the weights; where the folder lies does not matter."""
-        return {key: value for key, value in describe(self).items() if key != "checkpoint"}
+        """Settings and the hash of the weights; where the folder lies does not matter.
+
+        A warm start is not mentioned: that keeps the runs valid that were begun before it could be left out.
+        """
+        left_out = {"checkpoint", "warm_start"} if self.warm_start else {"checkpoint"}
+        return {key: value for key, value in describe(self).items() if key not in left_out}
 
     def world_model(self) -> WorldModel:
         """The model, loaded once per process.
@@ -133,6 +141,7 @@ class ModelAgents:
             replan_every=self.replan_every,
             delay=self.delay,
             time_budget_s=self.time_budget_s,
+            warm_start=self.warm_start,
         )
 
 
@@ -295,6 +304,7 @@ def model_agents(config: EvaluateConfig, env_id: str) -> ModelAgents:
         image_size=image_size,
         delay=0 if config.delay == MEASURED else int(config.delay),
         time_budget_s=config.time_budget_s,
+        warm_start=config.warm_start,
     )
 
 
