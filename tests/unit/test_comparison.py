@@ -36,6 +36,7 @@ def test_differences_are_paired_over_tasks() -> None:
     assert 0.1 < low < 0.2 < high < 0.3
     record = better.to_json(first)
     assert record["difference"]["to"] == "a"
+    assert record["difference"]["p"] == pytest.approx(2 * 0.5**20)  # twenty tasks that only one of them solves
     assert "difference" not in first.to_json(first)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
@@ -9,6 +11,7 @@ from worldmodel.evaluation.stats import (
     Outcomes,
     clustered_difference,
     clustered_interval,
+    mcnemar_p,
     quantile,
     success_interval,
     success_rate,
@@ -115,3 +118,28 @@ def test_differences_are_reproducible_and_antisymmetric_in_sign() -> None:
 def test_outcomes_that_cannot_be_compared_are_refused(first: Outcomes, second: Outcomes, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         clustered_difference(first, second)
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "both"), [(0, 0, 5), (1, 0, 0), (8, 1, 30), (14, 9, 65), (3, 3, 0)]
+)
+def test_mcnemar_is_twice_the_smaller_binomial_tail(only_first: int, only_second: int, both: int) -> None:
+    first = [True] * only_first + [False] * only_second + [True] * both
+    second = [False] * only_first + [True] * only_second + [True] * both
+    count = only_first + only_second
+    tail = sum(comb(count, k) for k in range(min(only_first, only_second) + 1)) / 2**count
+    assert mcnemar_p(first, second) == pytest.approx(min(1.0, 2 * tail))
+    assert mcnemar_p(second, first) == mcnemar_p(first, second)
+
+
+def test_mcnemar_rejects_equal_agents_no_more_often_than_it_says() -> None:
+    rng = np.random.default_rng(0)
+    solved = rng.random((2, 1000, 60)) < 0.5
+    p = [mcnemar_p(list(map(bool, a)), list(map(bool, b))) for a, b in zip(*solved, strict=True)]
+    assert 0.01 < np.mean(np.array(p) < 0.05) <= 0.06  # an exact test is conservative
+
+
+@pytest.mark.parametrize(("first", "second"), [([], []), ([True], [True, False])])
+def test_mcnemar_needs_the_same_tasks(first: list[bool], second: list[bool]) -> None:
+    with pytest.raises(ConfigError, match="same tasks"):
+        mcnemar_p(first, second)

@@ -12,6 +12,7 @@ from rich.table import Table
 from worldmodel.evaluation.stats import (
     Interval,
     clustered_difference,
+    mcnemar_p,
     success_interval,
     success_rate,
 )
@@ -73,7 +74,12 @@ class SearchRow:
         }
         if reference is not None and reference is not self:
             difference, interval = self.difference(reference)
-            record["difference"] = {"to": reference.name, "rate": difference, "interval": list(interval)}
+            record["difference"] = {
+                "to": reference.name,
+                "rate": difference,
+                "interval": list(interval),
+                "p": mcnemar_p(self.held, reference.held),
+            }
         return record
 
 
@@ -88,14 +94,15 @@ def search_table(title: str, rows: Sequence[SearchRow], reference: SearchRow, ca
     """
     table = Table(title=title, caption=caption)
     table.add_column("search")
-    headings = ("held at end", "interval", f"minus {reference.name}", "interval", "ever", "replan p50", "p95", "calls")
+    versus = (f"minus {reference.name}", "interval", "p (McNemar)")
+    headings = ("held at end", "interval", *versus, "ever", "replan p50", "p95", "calls")
     for heading in headings:
         table.add_column(heading, justify="right")
     for row in rows:
         difference, (low, high) = row.difference(reference)
-        compared = (
-            ("-", "-") if row is reference else (f"{100 * difference:+.0f}", f"{100 * low:+.0f} to {100 * high:+.0f}")
-        )
+        p = f"{mcnemar_p(row.held, reference.held):.2g}"
+        compared = (f"{100 * difference:+.0f}", f"{100 * low:+.0f} to {100 * high:+.0f}", p)
+        compared = ("-", "-", "-") if row is reference else compared
         table.add_row(
             row.name,
             f"{100 * row.rate:.0f} %",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 from worldmodel.errors import ConfigError
 
@@ -67,6 +67,26 @@ def success_interval(outcomes: Sequence[bool], confidence: float = 0.95) -> Inte
         ConfigError: There are no outcomes, or the confidence is out of range.
     """
     return wilson_interval(sum(outcomes), len(outcomes), confidence)
+
+
+def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Two-sided exact p-value of McNemar's test that two agents succeed equally often on the same tasks.
+
+    The tasks that only one of them solves are coin flips if they are equally good (McNemar 1947, exact binomial form).
+
+    Args:
+        first: Outcome of one agent per task.
+        second: Outcome of the other, same tasks in the same order.
+
+    Raises:
+        ConfigError: There are no outcomes, or not equally many.
+    """
+    if not first or len(first) != len(second):
+        raise ConfigError(f"McNemar's test needs the same tasks, at least one, got {len(first)} and {len(second)}")
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    differing = only_first + only_second
+    return 1.0 if differing == 0 else float(binomtest(only_first, differing).pvalue)
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:
