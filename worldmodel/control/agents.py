@@ -6,6 +6,7 @@ machinery (`receding.py`). `RandomAgent` and `NoopAgent` are the floors any clai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -120,8 +121,8 @@ class MPCAgent(PlanningAgent):
         planner: Search.
         objective: What a plan should achieve.
         replan_every: Model steps carried out between plans, in [1, planner.horizon].
-        delay: Control steps a plan takes to arrive, >= 0. The robot goes on meanwhile, and the search takes into
-            account what will have been done by then.
+        delay: Control steps a plan takes to arrive, >= 0. The robot goes on meanwhile, and the search starts from the
+            latent predicted for the moment its plan takes over: the next boundary of a model step.
         time_budget_s: Seconds from the observation to the plan; None for no limit.
         warm_start: Start every search from the rest of the last plan; else from nothing.
 
@@ -147,13 +148,15 @@ class MPCAgent(PlanningAgent):
     ) -> None:
         low, high = world_model.spec.flat_bounds(world_model.device)
         block = world_model.spec.action_block
+        if delay < 0:
+            raise ConfigError(f"delay must be >= 0 control steps, got {delay}")
         super().__init__(
             planner,
             low,
             high,
             action_block=block,
             replan_every=replan_every,
-            delay=delay,
+            delay=math.ceil(delay / block),
             time_budget_s=time_budget_s,
             warm_start=warm_start,
         )
@@ -196,7 +199,7 @@ class MPCAgent(PlanningAgent):
         return LatentCost(self.world_model, self.objective, context, _stack(goals, dim=0))
 
     def _foreseen(self, context: Context, decided: Tensor) -> Context:
-        """The context after whole model steps that are decided, (B, steps, A)."""
+        """The context at the moment the plan takes over, after the decided actions (B, delay, A)."""
         if decided.shape[1] == 0:
             return context
         imagined = self.world_model.rollout(context, decided.unsqueeze(1)).visual.squeeze(1)

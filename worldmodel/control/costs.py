@@ -9,7 +9,6 @@ from torch import Tensor
 
 from worldmodel.control.objectives import Objective
 from worldmodel.errors import PlanningError
-from worldmodel.planners import CostFn
 from worldmodel.types import Context, Latent
 
 if TYPE_CHECKING:
@@ -71,24 +70,3 @@ class LatentCost:
         """Actions (B, S, H, A) in env units -> costs (B, S)."""
         latent = self._world_model.rollout(self._context, actions)
         return self._objective(latent, self._goal, actions)
-
-
-class DecidedCost:
-    """Cost of action sequences of which the beginning is decided already (a `CostFn`).
-
-    Whatever a candidate holds there, it is scored with what will really be done.
-
-    Args:
-        cost_fn: Cost of whole sequences (B, S, H, A).
-        decided: (B, R) the first R numbers of the first action, env units, 0 < R < A.
-    """
-
-    def __init__(self, cost_fn: CostFn, decided: Tensor) -> None:
-        self._cost_fn = cost_fn
-        self._decided = decided
-
-    def __call__(self, actions: Tensor) -> Tensor:
-        """Actions (B, S, H, A) in env units -> costs (B, S)."""
-        fixed = self._decided.to(actions).unsqueeze(1).expand(-1, actions.shape[1], -1)
-        first = torch.cat([fixed, actions[:, :, 0, fixed.shape[2] :]], dim=-1)
-        return self._cost_fn(torch.cat([first.unsqueeze(2), actions[:, :, 1:]], dim=2))

@@ -6,7 +6,6 @@ the agents in `agents.py` only say what they see and what it costs.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worldmodel.control.costs import DecidedCost
 from worldmodel.errors import ConfigError
 from worldmodel.planners import CostFn, Plan, Planner
 from worldmodel.types import Goal, Latent, to_tensor
@@ -63,15 +61,13 @@ class PlanningAgent(ABC):
         high: (A,) largest.
         action_block: Env actions in one model step.
         replan_every: Model steps carried out between plans, in [1, planner.horizon].
-        delay: Control steps that pass before a new plan takes over, >= 0; meanwhile the old one is carried out, or
-            nothing is done before the first. The search starts from the state predicted after the whole model steps
-            among them and holds the rest of them fixed. When they are more than `replan_every` model steps, plans are
-            asked for as soon as the delay allows.
+        delay: Model steps that pass before a new plan takes over, in [0, planner.horizon]; meanwhile the old one is
+            carried out, or nothing is done before the first. With more of them than `replan_every` a plan is asked for
+            as soon as the last one has arrived.
         time_budget_s: Seconds from the observation to the plan; None for no limit. Plan one problem at a time with it.
         warm_start: Start every search from the rest of the last plan; else from nothing.
 
     Attributes:
-        interval: Model steps between two plans.
         replan_s: Wall seconds of every replan, from observation to plans, for all problems then due together.
         replan_s_per_problem: The same divided by the number of those problems.
 
@@ -97,20 +93,15 @@ class PlanningAgent(ABC):
             raise ConfigError(f"action_block must be >= 1, got {action_block}")
         if not 1 <= replan_every <= planner.horizon:
             raise ConfigError(f"replan_every must be in [1, horizon={planner.horizon}] model steps, got {replan_every}")
-        if delay < 0:
-            raise ConfigError(f"delay must be >= 0 control steps, got {delay}")
-        interval = max(replan_every, math.ceil(delay / action_block))
-        if interval * action_block + delay % action_block > planner.horizon * action_block:
+        if not 0 <= delay <= planner.horizon:
             raise ConfigError(
-                f"a delay of {delay} control steps does not fit into a plan of horizon={planner.horizon} model steps "
-                f"({planner.horizon * action_block} control steps) with replan_every={replan_every}; plan faster, "
-                "further ahead or more often"
+                f"a delay of {delay} model steps ({delay * action_block} control steps) does not fit into a plan of "
+                f"horizon={planner.horizon}; plan faster or further ahead"
             )
         if time_budget_s is not None and not time_budget_s > 0:
             raise ConfigError(f"time_budget_s must be > 0 seconds or None, got {time_budget_s}")
         self.planner = planner
         self.delay = delay
-        self.interval = interval
         self.time_budget_s = time_budget_s
         self.warm_start = warm_start
         self.action_block = action_block
@@ -167,7 +158,12 @@ class PlanningAgent(ABC):
 
     @abstractmethod
     def _cost(self, obs: Observation, rows: Sequence[int], decided: Tensor) -> CostFn:
-        """Cost function of some problems, B of them, after whole model steps that are decided, (B, steps, A)."""
+        """Cost function of some problems, B of them, after the actions decided for the delay, (B, delay, A)."""
+
+    @property
+    def interval(self) -> int:
+        """Model steps between two plans."""
+        return max(self.replan_every, self.delay)
 
     def _is_due(self, problem: Problem) -> bool:
         return problem.plan is None or problem.num_executed == self.interval * self.action_block
@@ -184,11 +180,9 @@ class PlanningAgent(ABC):
         problems = [self._problems[row] for row in rows]
         plans = [problem.plan for problem in problems if problem.plan is not None]
         decided = np.stack([self._decided(problem) for problem in problems])
-        num_whole, num_rest = divmod(self.delay, self.action_block)
-        whole, rest = to_tensor(decided, self._low.device).split([num_whole * self.action_block, num_rest], dim=1)
-        cost_fn = self._cost(obs, rows, whole.reshape(len(rows), num_whole, len(self._low)))
-        if num_rest:
-            cost_fn = DecidedCost(cost_fn, rest.flatten(1))
+        cost_fn = self._cost(
+            obs, rows, to_tensor(decided, self._low.device).view(len(rows), self.delay, len(self._low))
+        )
         left = None if self.time_budget_s is None else max(self.time_budget_s - (perf_counter() - started), 1e-6)
         plan = self.planner.plan(
             cost_fn,
@@ -199,21 +193,20 @@ class PlanningAgent(ABC):
             time_budget_s=left,
         )
         # planners promise to stay inside; the robot must not depend on a promise
-        if num_rest:  # these were not searched for
-            plan.actions[:, 0, : rest[0].numel()] = rest.flatten(1).to(plan.actions)
         flat = plan.actions.clamp(self._low, self._high).to(dtype=torch.float32).cpu().numpy()
         for index, problem in enumerate(problems):
             problem.plan = plan.select([index])
             new = flat[index].reshape(plan.horizon * self.action_block, -1)
-            problem.queue = np.concatenate([decided[index], new[num_rest:]])
+            problem.queue = np.concatenate([decided[index], new])
             problem.num_executed = 0
 
     def _decided(self, problem: Problem) -> NDArray[np.float32]:
-        """(delay, A_env) what is carried out before the next plan can be: the old plan, or nothing."""
+        """(delay x block, A_env) what is carried out before the next plan can be: the old plan, or nothing."""
+        count = self.delay * self.action_block
         if problem.plan is None:
             idle = torch.zeros_like(self._low).clamp(self._low, self._high).float().cpu().numpy()
-            return np.tile(idle.reshape(self.action_block, -1)[:1], (self.delay, 1))
-        return problem.queue[problem.num_executed : problem.num_executed + self.delay]
+            return np.tile(idle.reshape(self.action_block, -1), (self.delay, 1))
+        return problem.queue[problem.num_executed : problem.num_executed + count]
 
 
 def check_rows(
