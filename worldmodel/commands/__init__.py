@@ -115,6 +115,7 @@ COMMANDS: dict[str, Command] = {
             ("planner=mppi", "another search: see worldmodel plan --help"),
             ("delay=measured", "the robot goes on while a plan is computed; or a number of control steps"),
             ("time_budget_s=0.1", "seconds from an observation to its plan"),
+            ("warm_start=false", "start every search from nothing instead of the last plan"),
             ("workers=2", "processes, one thread each"),
             ("run_dir=FOLDER", "an interrupted evaluation continues in the same folder"),
         ),
@@ -180,6 +181,7 @@ COMMANDS: dict[str, Command] = {
         examples=(
             "worldmodel bench planners episodes=100 workers=2 run_dir=outputs/planners",
             "worldmodel bench planners names=[cem,mppi] episodes=20",
+            "worldmodel bench planners names=[near] \"planners.near=['planner=cem','planner.horizon=3']\"",
         ),
     ),
     "bench_budget": Command(
