@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_help_of_a_command_fits_a_screen(command: str, call: Call) -> None:
 def test_examples_of_the_help_compose(command: str, call: Call) -> None:
     """Every example line in the help is a line that the program accepts (as a dry run)."""
     for line in COMMANDS[command].examples:
-        argv = line.split()[1:]
+        argv = shlex.split(line)[1:]
         reply = call(*argv, *([] if "--dry-run" in argv else ["--dry-run"]))
         assert reply.status == 0, (line, reply.err)
     assert "worldmodel plan" in help_text()

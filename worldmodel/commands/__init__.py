@@ -88,7 +88,7 @@ COMMANDS: dict[str, Command] = {
             ("env=push", "environment: reach, push or a registered id"),
             ("checkpoint=shipped", "trained model: the one in the package, or a folder"),
             ("task=3", "which demonstration task; any number, the default is one that the shipped model solves"),
-            ("planner=cem", "or icem, mppi, predictive_sampling, random_shooting, gradient, cem_gradient, cmaes"),
+            ("planner=cem", "or cem_fast, icem, mppi, predictive_sampling, random_shooting, gradient, cem_gradient, cmaes"),
             ("planner.horizon=5", "model steps; planner.num_samples=300 planner.num_iterations=6 ..."),
         ),
         examples=(
@@ -189,7 +189,7 @@ COMMANDS: dict[str, Command] = {
         keys=(
             ("env=push", "environment whose shipped manifest is used"),
             ("budgets_s=[0.1,1.0]", "seconds from an observation to its plan"),
-            ("planner=cem", "which search; its iterations should outlast the largest budget"),
+            ("planner=cem_anytime", "which search; its iterations should outlast the largest budget"),
             ("episodes=100", "first N tasks of the manifest"),
             ("run_dir=FOLDER", "an interrupted comparison continues in the same folder"),
         ),

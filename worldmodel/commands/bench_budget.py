@@ -40,7 +40,11 @@ class Settings(TaskSettings):
 def run(settings: Settings, run: Run) -> Outcome:
     """Evaluate under every budget, then draw the curve."""
     budgets = sorted(set(settings.budgets_s))
-    planner = CEM(num_iterations=200, action_repeat=3) if settings.planner is None else settings.planner
+    planner = (
+        CEM(num_samples=48, num_elites=6, num_iterations=200, action_repeat=3)
+        if settings.planner is None
+        else settings.planner
+    )
     shared = {name: getattr(settings, name) for name in TaskSettings.__dataclass_fields__ if name != "run_dir"}
     searches = {
         f"{1000 * budget:g} ms": evaluate.Settings(
