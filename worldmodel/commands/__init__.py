@@ -88,7 +88,7 @@ COMMANDS: dict[str, Command] = {
             ("env=push", "environment: reach, push or a registered id"),
             ("checkpoint=shipped", "trained model: the one in the package, or a folder"),
             ("task=3", "which demonstration task; any number, the default is one that the shipped model solves"),
-            ("planner=cem", "or cem_fast, icem, mppi, predictive_sampling, random_shooting, gradient, cem_gradient, cmaes"),
+            ("planner=cem", "or cem_fast, icem, mppi, cmaes, gradient, cem_gradient, predictive_sampling, ..."),
             ("planner.horizon=5", "model steps; planner.num_samples=300 planner.num_iterations=6 ..."),
         ),
         examples=(
