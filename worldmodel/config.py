@@ -255,7 +255,7 @@ def _composed(name: str, overrides: Sequence[str]) -> DictConfig:
         return compose(config_name=name, overrides=list(overrides))
     except MissingConfigException as error:
         raise _unknown_option(error) from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own for planner=null
         raise ConfigError(_explain(error)) from error
 
 

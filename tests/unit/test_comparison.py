@@ -1,9 +1,15 @@
 """The comparison of searches: paired differences, and what the table says."""
 
+from pathlib import Path
+
 import pytest
+from rich.console import Console
 
 from worldmodel.analysis.success_curves import budget_figure
+from worldmodel.cli import main
+from worldmodel.commands import bench_budget
 from worldmodel.commands.bench_planners import Settings
+from worldmodel.commands.run import Run
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.comparison import SearchRow, search_table
 
@@ -56,3 +62,13 @@ def test_the_reference_always_takes_part() -> None:
 def test_a_budget_figure_has_a_tick_for_every_budget() -> None:
     figure = budget_figure([0.025, 0.1, 2.0], [0.1, 0.5, 0.8], [(0, 0.2), (0.4, 0.6), (0.7, 0.9)], "push")
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["25", "100", "2000"]
+
+
+def test_a_budget_needs_a_search_to_spend_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name the search"):
+        bench_budget.run(bench_budget.Settings(), Run(folder=tmp_path, console=Console()))
+
+
+def test_a_group_set_to_nothing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "planner=null"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

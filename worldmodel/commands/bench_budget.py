@@ -13,7 +13,7 @@ from worldmodel.commands.run import Outcome, Run
 from worldmodel.control.objectives import Objective
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.comparison import search_table
-from worldmodel.planners import CEM, Planner
+from worldmodel.planners import Planner
 
 RECORD, FIGURE = "bench_budget.json", "bench_budget.png"
 
@@ -40,11 +40,9 @@ class Settings(TaskSettings):
 def run(settings: Settings, run: Run) -> Outcome:
     """Evaluate under every budget, then draw the curve."""
     budgets = sorted(set(settings.budgets_s))
-    planner = (
-        CEM(num_samples=48, num_elites=6, num_iterations=200, action_repeat=3)
-        if settings.planner is None
-        else settings.planner
-    )
+    planner = settings.planner
+    if planner is None:
+        raise ConfigError("planner is null: name the search that is to be given the time, such as planner=cem_anytime")
     shared = {name: getattr(settings, name) for name in TaskSettings.__dataclass_fields__ if name != "run_dir"}
     searches = {
         f"{1000 * budget:g} ms": evaluate.Settings(

@@ -100,14 +100,13 @@ def search_table(title: str, rows: Sequence[SearchRow], reference: SearchRow, ca
         table.add_column(heading, justify="right")
     for row in rows:
         difference, (low, high) = row.difference(reference)
-        p = f"{mcnemar_p(row.held, reference.held):.2g}"
-        compared = (f"{100 * difference:+.0f}", f"{100 * low:+.0f} to {100 * high:+.0f}", p)
-        compared = ("-", "-", "-") if row is reference else compared
+        p = mcnemar_p(row.held, reference.held)
+        compared = (f"{100 * difference:+.0f}", f"{100 * low:+.0f} to {100 * high:+.0f}", f"{p:.2g}")
         table.add_row(
             row.name,
             f"{100 * row.rate:.0f} %",
             f"{100 * row.interval[0]:.0f}-{100 * row.interval[1]:.0f} %",
-            *compared,
+            *(("-", "-", "-") if row is reference else compared),
             f"{100 * success_rate(row.ever):.0f} %",
             f"{1000 * row.replan_p50_s:.0f} ms",
             f"{1000 * row.replan_p95_s:.0f} ms",

@@ -113,12 +113,8 @@ class ModelAgents:
     needs_pixels: bool = True
 
     def identity(self) -> dict[str, Any]:
-        """Settings and the hash of the weights; where the folder lies does not matter.
-
-        A warm start is not mentioned: that keeps the runs valid that were begun before it could be left out.
-        """
-        left_out = {"checkpoint", "warm_start"} if self.warm_start else {"checkpoint"}
-        return {key: value for key, value in describe(self).items() if key not in left_out}
+        """Settings and the hash of the weights; where the folder lies does not matter."""
+        return {key: value for key, value in describe(self).items() if key != "checkpoint"}
 
     def world_model(self) -> WorldModel:
         """The model, loaded once per process.
