@@ -67,6 +67,7 @@ class Manifest:
         tasks: Starts (full physics), goals and looks.
         seeds: One seed per task, from which agents derive their streams.
         baselines: Stored outcomes by agent name; not part of the hash.
+        checks: What was verified when the manifest was made (JSON-ready, see `manifest_checks`); not part of the hash.
     """
 
     env_id: str
@@ -77,6 +78,7 @@ class Manifest:
     tasks: tuple[Task, ...]
     seeds: tuple[int, ...]
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    checks: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.tasks or len(self.tasks) != len(self.seeds):
@@ -104,6 +106,10 @@ class Manifest:
         """The same tasks with outcomes stored beside them."""
         return replace(self, baselines=baselines)
 
+    def with_checks(self, checks: Mapping[str, Any]) -> Manifest:
+        """The same tasks with what was verified about them."""
+        return replace(self, checks={**self.checks, **checks})
+
     def save(self, path: Path) -> None:
         """Write JSON, gzip-compressed when the name ends in .gz; same manifest, same bytes; never a half file."""
         record = {
@@ -113,6 +119,7 @@ class Manifest:
             "split": self.split,
             "seed": self.seed,
             "baselines": {name: baseline.to_dict() for name, baseline in self.baselines.items()},
+            "checks": dict(self.checks),
         }
         data = json.dumps(record, allow_nan=False).encode()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -269,6 +276,7 @@ def _read(path: Path) -> Manifest:
             tasks=tuple(Task.from_dict(task) for task in record["tasks"]),
             seeds=tuple(record["seeds"]),
             baselines={name: Baseline.from_dict(entry) for name, entry in record["baselines"].items()},
+            checks=record.get("checks", {}),
         )
         stored = record["hash"]
     except WorldModelError:

@@ -57,33 +57,35 @@ def run_manifest(
     schedule: Schedule,
     *,
     log: RunLog | None = None,
+    only: Sequence[int] | None = None,
     label: str = "model",
     progress: bool = True,
 ) -> list[EpisodeRun]:
-    """Run an agent on the first tasks of a manifest, skipping what the log holds already.
+    """Run an agent on tasks of a manifest, skipping what the log holds already.
 
     Args:
         manifest: The tasks.
         factory: Builds the agent in each process.
         schedule: How many, how parallel, which seed.
         log: Record to continue and to append every finished block to; None keeps everything in memory.
+        only: Indices of the tasks to run; None means the first `schedule.episodes`.
         label: Name in the progress bar.
         progress: Show a bar on stderr when that is a terminal.
 
     Returns:
-        One run per task, in the order of the manifest.
+        One run per task, in the order of the manifest or of `only`.
 
     Raises:
         ConfigError: The manifest holds fewer tasks than asked for.
     """
-    if schedule.episodes > len(manifest):
+    wanted = range(schedule.episodes) if only is None else only
+    if max(wanted, default=-1) >= len(manifest):
         held = f"the manifest of {manifest.env_id} holds {len(manifest)}"
-        raise ConfigError(f"episodes must be in [1, {len(manifest)}], got {schedule.episodes}: {held}")
-    wanted = range(schedule.episodes)
+        raise ConfigError(f"episodes must be in [1, {len(manifest)}], got {max(wanted) + 1}: {held}")
     finished = {} if log is None else {i: run for i, run in log.finished.items() if i in wanted}
     tasks = [(i, manifest.tasks[i], agent_seed(manifest.seeds[i], schedule.seed)) for i in wanted if i not in finished]
     blocks = make_blocks(manifest.env_id, factory.image_size, tasks, batch=schedule.batch, workers=schedule.workers)
-    with _Bar(label, schedule.episodes, progress) as bar:
+    with _Bar(label, len(wanted), progress) as bar:
         bar.show(list(finished.values()))
         for runs in run_episodes(blocks, factory, workers=schedule.workers):
             if log is not None:
