@@ -5,12 +5,18 @@ from math import comb
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
 from worldmodel.errors import ConfigError
+from worldmodel.evaluation import stats
 from worldmodel.evaluation.stats import (
+    Difference,
     Outcomes,
     clustered_difference,
     clustered_interval,
+    difference_of,
+    episodes_needed,
     mcnemar_p,
     quantile,
     success_interval,
@@ -143,3 +149,128 @@ def test_mcnemar_rejects_equal_agents_no_more_often_than_it_says() -> None:
 def test_mcnemar_needs_the_same_tasks(first: list[bool], second: list[bool]) -> None:
     with pytest.raises(ConfigError, match="same tasks"):
         mcnemar_p(first, second)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 20), (3, 20), (50, 100), (200, 200)])
+def test_wilson_agrees_with_statsmodels(successes: int, trials: int) -> None:
+    reference = proportion_confint(successes, trials, method="wilson")
+    assert wilson_interval(successes, trials) == pytest.approx(reference, abs=1e-12)
+
+
+@pytest.mark.parametrize(("only_first", "only_second", "both"), [(0, 1, 5), (8, 1, 30), (14, 9, 65), (3, 3, 0)])
+def test_mcnemar_agrees_with_statsmodels(only_first: int, only_second: int, both: int) -> None:
+    first = [True] * only_first + [False] * only_second + [True] * both
+    second = [False] * only_first + [True] * only_second + [True] * both
+    assert mcnemar_p(first, second) == pytest.approx(mcnemar([[both, only_first], [only_second, 0]], exact=True).pvalue)
+
+
+def pair(only_first: int, only_second: int, alike: int) -> tuple[list[bool], list[bool]]:
+    """Outcomes of two agents on the same tasks."""
+    first = [True] * only_first + [False] * only_second + [True] * alike
+    return first, [False] * only_first + [True] * only_second + [True] * alike
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(30, 10), (20, 10), (5, 25), (15, 2), (50, 30)])
+def test_so_many_episodes_show_the_gap_about_as_often_as_asked(only_first: int, only_second: int) -> None:
+    """Simulated experiments of the size recommended, judged by an exact test written down a second time."""
+    needed = episodes_needed(*pair(only_first, only_second, 100 - only_first - only_second))
+    assert needed is not None
+    power = []
+    for size in (needed, needed // 3):
+        shares = [only_first / 100, only_second / 100, 1 - (only_first + only_second) / 100]
+        one, other, _ = np.random.default_rng(0).multinomial(size, shares, size=20_000).T
+        p = 2 * binom.cdf(np.minimum(one, other), one + other, 0.5)
+        power.append(np.mean(p < 0.05))
+    assert 0.73 < power[0] < 0.85, "the exact test needs a little more than the formula says"
+    assert power[1] < 0.5
+
+
+def test_more_power_and_smaller_gaps_need_more_episodes() -> None:
+    needed = [episodes_needed(*pair(20 + gap, 20 - gap, 60)) for gap in (10, 5, 2)]
+    assert needed == sorted(needed, key=lambda count: count or 0)
+    first, second = pair(25, 15, 60)
+    assert (episodes_needed(first, second, power=0.9) or 0) > (episodes_needed(first, second) or 0)
+    assert (episodes_needed(first, second, alpha=0.01) or 0) > (episodes_needed(first, second) or 0)
+    assert episodes_needed(second, first) == episodes_needed(first, second)
+    # Connor's formula by hand: differing 0.4, gap 0.1, quantiles of the normal distribution from a table
+    assert episodes_needed(first, second) == 312
+    assert np.ceil((1.959964 * 0.4**0.5 + 0.841621 * (0.4 - 0.01) ** 0.5) ** 2 / 0.01) == 312
+
+
+def test_no_gap_needs_no_number_and_few_tasks_never_suffice() -> None:
+    assert episodes_needed(*pair(5, 5, 90)) is None
+    assert episodes_needed(*pair(0, 0, 10)) is None
+    few = episodes_needed(*pair(4, 0, 0))
+    assert few == 6, "five tasks won by one agent are not significant, six are"
+    assert mcnemar_p(*pair(5, 0, 0)) > 0.05 > mcnemar_p(*pair(6, 0, 0))
+
+
+def test_impossible_questions_about_episodes_are_refused() -> None:
+    first, second = pair(3, 1, 6)
+    with pytest.raises(ConfigError, match="power must be in"):
+        episodes_needed(first, second, power=1.0)
+    with pytest.raises(ConfigError, match="alpha must be in"):
+        episodes_needed(first, second, alpha=0.0)
+    with pytest.raises(ConfigError, match="same tasks"):
+        episodes_needed(first, second[:-1])
+
+
+def test_a_difference_holds_what_its_parts_say() -> None:
+    first, second = pair(30, 12, 58)
+    found = difference_of(np.array([first]), np.array([second]))
+    assert found.rate == pytest.approx(0.18)
+    assert found.interval == clustered_difference(np.array([first]), np.array([second]))
+    assert (found.p, found.test, found.episodes) == (mcnemar_p(first, second), "mcnemar", 100)
+    assert found.episodes_needed == episodes_needed(first, second)
+    assert Difference.from_json(found.to_json()) == found
+    with pytest.raises(ConfigError, match="same tasks"):
+        difference_of(np.array([first]), np.array([second[:-1]]))
+
+
+def test_training_seeds_are_tested_by_bootstrap() -> None:
+    strong, weak = arm([0.8, 0.85, 0.8], seed=1), arm([0.3, 0.35, 0.25], seed=2)
+    found = difference_of(strong, weak)
+    assert (found.test, found.episodes_needed) == ("bootstrap", None)
+    assert 0 < found.p < 0.01
+    same = difference_of(strong, strong)
+    assert same.p > 0.5
+    assert difference_of(weak, strong).rate == -found.rate
+
+
+def crossed(rates: tuple[float, ...], seed: int, tasks: int = 40) -> Outcomes:
+    """Outcomes whose success depends on how hard the task is and on how well the training run went."""
+    rng = np.random.default_rng([7, seed])
+    hard = rng.uniform(-0.3, 0.3, tasks)
+    return np.stack([rng.random(tasks) < np.clip(rate + hard, 0, 1) for rate in rates])
+
+
+@pytest.mark.parametrize(("seeds", "lowest", "highest"), [(1, 0.88, 0.99), (8, 0.88, 0.99)])
+def test_clustered_intervals_cover_the_truth(
+    seeds: int, lowest: float, highest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeds and tasks are drawn anew in every experiment: the truth is the rate over all of both."""
+    monkeypatch.setattr(stats, "BOOTSTRAP_DRAWS", 400)
+    hits = 0
+    for trial in range(200):
+        rng = np.random.default_rng([1, trial])
+        rates = tuple(np.full(1, 0.5) if seeds == 1 else rng.normal(0.5, 0.1, seeds))
+        low, high = clustered_interval(crossed(rates, trial), seed=trial)
+        hits += low <= 0.5 <= high
+    assert lowest < hits / 200 < highest
+
+
+@pytest.mark.parametrize("seeds", [1, 8])
+def test_clustered_differences_cover_a_true_gap(seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both arms meet the same tasks; with several seeds the bootstrap is on the safe side."""
+    monkeypatch.setattr(stats, "BOOTSTRAP_DRAWS", 400)
+    hits, excluded = 0, 0
+    for trial in range(200):
+        rng = np.random.default_rng([2, trial])
+        spread = 0.0 if seeds == 1 else 0.08
+        rates = tuple(rng.normal(0.6, spread, seeds)) + tuple(rng.normal(0.45, spread, seeds))
+        both = crossed(rates, trial)
+        low, high = clustered_difference(both[:seeds], both[seeds:], seed=trial)
+        hits += low <= 0.15 <= high
+        excluded += low > 0
+    assert hits / 200 > 0.88
+    assert excluded / 200 > 0.1, "an interval that always holds zero would cover, too"

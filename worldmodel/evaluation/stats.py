@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,48 @@ from worldmodel.errors import ConfigError
 Interval = tuple[float, float]
 Outcomes = NDArray[np.bool_]
 BOOTSTRAP_DRAWS = 10_000
+SIGNIFICANCE = 0.05
+"""Share of comparisons of equals in which a difference may be claimed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much more often one agent succeeds than another on the same tasks.
+
+    Attributes:
+        rate: Difference of their success rates.
+        interval: Its paired 95 % bootstrap interval.
+        p: Two-sided p-value that they succeed equally often.
+        test: Where `p` comes from: "mcnemar" (exact), or "bootstrap" (the draws of `interval`) where an agent stands
+            for several training seeds.
+        episodes: Tasks they were compared on.
+        episodes_needed: About how many it takes to see a gap of this size, see `episodes_needed`; None where there is
+            none, or where training seeds count, too.
+    """
+
+    rate: float
+    interval: Interval
+    p: float
+    test: str
+    episodes: int
+    episodes_needed: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "rate": self.rate,
+            "interval": list(self.interval),
+            "p": self.p,
+            "test": self.test,
+            "episodes": self.episodes,
+            "episodes_needed": self.episodes_needed,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Difference:
+        """Inverse of `to_json`."""
+        low, high = record["interval"]
+        return cls(**{**record, "interval": (low, high)})
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
@@ -81,12 +125,44 @@ def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:
     Raises:
         ConfigError: There are no outcomes, or not equally many.
     """
-    if not first or len(first) != len(second):
-        raise ConfigError(f"McNemar's test needs the same tasks, at least one, got {len(first)} and {len(second)}")
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    only_first, only_second = _discordant(first, second)
     differing = only_first + only_second
     return 1.0 if differing == 0 else float(binomtest(only_first, differing).pvalue)
+
+
+def episodes_needed(
+    first: Sequence[bool], second: Sequence[bool], *, power: float = 0.8, alpha: float = SIGNIFICANCE
+) -> int | None:
+    """About how many tasks McNemar's test needs to see the gap between two agents, were it as large as it looks here.
+
+    Connor (1987), with the shares of tasks that only one of them solves as they were observed. The formula is for the
+    test without continuity correction; the exact one needs a little more, and never says "different" before a few
+    tasks tell the two apart, which is the least that is returned.
+
+    Args:
+        first: Outcome of one agent per task.
+        second: Outcome of the other, same tasks in the same order.
+        power: Probability to see the gap, in (0, 1).
+        alpha: Probability to see one where there is none, in (0, 1).
+
+    Returns:
+        Number of tasks, or None when both succeed equally often.
+
+    Raises:
+        ConfigError: There are no outcomes, not equally many, or a probability is out of range.
+    """
+    for name, share in (("power", power), ("alpha", alpha)):
+        if not 0 < share < 1:
+            raise ConfigError(f"{name} must be in (0, 1), got {share}")
+    only_first, only_second = _discordant(first, second)
+    if only_first == only_second:
+        return None
+    differing = (only_first + only_second) / len(first)
+    gap = (only_first - only_second) / len(first)
+    chance, wanted = float(norm.ppf(1 - alpha / 2)), float(norm.ppf(power))
+    root = chance * math.sqrt(differing) + wanted * math.sqrt(max(differing - gap * gap, 0.0))
+    fewest_differing = math.ceil(1 + math.log2(1 / alpha))  # all of them won by one: 2 / 2^n <= alpha
+    return math.ceil(max(root * root / (gap * gap), fewest_differing / differing))
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:
@@ -168,12 +244,60 @@ def clustered_difference(first: Outcomes, second: Outcomes, *, confidence: float
     """
     _check_outcomes(first, confidence)
     _check_outcomes(second, confidence)
+    return _percentiles(_bootstrap_differences(first, second, seed), confidence)
+
+
+def difference_of(first: Outcomes, second: Outcomes, *, seed: int = 0) -> Difference:
+    """How much more often `first` succeeds than `second`.
+
+    Args:
+        first: (S1, T) bool, one row per training seed.
+        second: (S2, T) bool, the same tasks in the same order.
+        seed: Of the resampling.
+
+    Raises:
+        ConfigError: There are no outcomes, or the tasks differ in number.
+    """
+    _check_outcomes(first, 0.95)
+    _check_outcomes(second, 0.95)
+    draws = _bootstrap_differences(first, second, seed)
+    is_single = len(first) == len(second) == 1
+    ours, theirs = (list(map(bool, outcomes[0])) for outcomes in (first, second))
+    tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))  # the draws on the other side of no difference
+    return Difference(
+        rate=float(first.mean() - second.mean()),
+        interval=_percentiles(draws, 0.95),
+        p=mcnemar_p(ours, theirs) if is_single else min(1.0, 2 * (tail + 1) / (len(draws) + 1)),
+        test="mcnemar" if is_single else "bootstrap",
+        episodes=first.shape[1],
+        episodes_needed=episodes_needed(ours, theirs) if is_single else None,
+    )
+
+
+def _bootstrap_differences(first: Outcomes, second: Outcomes, seed: int) -> NDArray[np.float64]:
+    """(R,) differences of the rates; tasks are drawn together, the training seeds of each arm on their own.
+
+    Raises:
+        ConfigError: The tasks differ in number.
+    """
     if first.shape[1] != second.shape[1]:
         raise ConfigError(f"arms must be judged on the same tasks, got {first.shape[1]} and {second.shape[1]}")
     rng = np.random.default_rng(seed)
     tasks = resampled(first.shape[1], rng)
-    difference = bootstrap_rates(first, tasks=tasks, rng=rng) - bootstrap_rates(second, tasks=tasks, rng=rng)
-    return _percentiles(difference, confidence)
+    return bootstrap_rates(first, tasks=tasks, rng=rng) - bootstrap_rates(second, tasks=tasks, rng=rng)
+
+
+def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
+    """How many tasks only the first solves, and how many only the second.
+
+    Raises:
+        ConfigError: There are no outcomes, or not equally many.
+    """
+    if not first or len(first) != len(second):
+        raise ConfigError(f"McNemar's test needs the same tasks, at least one, got {len(first)} and {len(second)}")
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    return only_first, only_second
 
 
 def _check_outcomes(outcomes: Outcomes, confidence: float) -> None:
