@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from worldmodel.control.agents import Agent, MPCAgent, NoopAgent, OracleAgent, RandomAgent
 from worldmodel.control.objectives import GoalDistance
 from worldmodel.errors import ConfigError, PlanningError
-from worldmodel.planners import CEM, CostFn, Plan, Planner
+from worldmodel.planners import CEM, CostFn, Gradient, Plan, Planner
 from worldmodel.testing import POINT_MASS_ID, PointMassEnv, PointMassModel
 from worldmodel.types import Context, Goal, Latent
 
@@ -75,6 +75,18 @@ def test_mpc_reaches_the_goal_picture(window: int, replan_every: int, action_blo
     replans = -(-20 // (replan_every * action_block))
     assert len(agent.replan_s) == len(agent.replan_s_per_problem) == replans
     assert agent.replan_s_per_problem == [seconds / 3 for seconds in agent.replan_s]
+
+
+@pytest.mark.parametrize("planner", [PLANNER, Gradient(num_restarts=2, num_iterations=3, horizon=2)])
+def test_model_calls_are_counted_as_the_planner_counts_them(planner: Planner) -> None:
+    world, agent = World([0, 1]), make_agent(action_block=2, planner=planner)
+    agent.reset(world.goals, seeds=world.seeds)
+    assert agent.model_calls == (0, 0)
+    world.run(agent, 6)
+    assert planner.num_calls is not None
+    assert agent.model_calls == (3 * planner.num_calls,) * 2
+    agent.reset([world.goals[1]], seeds=[9], rows=[1])
+    assert agent.model_calls == (3 * planner.num_calls, 0)
 
 
 def test_actions_have_the_same_bits_in_any_company() -> None:

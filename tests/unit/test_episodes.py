@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -23,7 +25,7 @@ from worldmodel.evaluation.episodes import (
     run_episodes,
 )
 from worldmodel.evaluation.manifest import Manifest, build_manifest
-from worldmodel.evaluation.runlog import EPISODES, RunLog, describe
+from worldmodel.evaluation.runlog import EPISODES, RESULT, TABLE, RunLog, describe
 from worldmodel.evaluation.runs import Schedule, run_manifest, so_far
 from worldmodel.types import Goal
 
@@ -104,6 +106,12 @@ def test_success_held_and_ever_are_told_apart(manifest: Manifest, envs: list[Goa
         assert stay.result.final_distance_m <= 0.03 < leave.result.final_distance_m
         assert leave.result.min_distance_m <= 0.03 < leave.result.start_distance_m
     assert flees[0].result.steps_to_success is None
+    for run in (*stays, *leaves, *flees):
+        row = run.result
+        assert row.success is not None
+        assert len(row.success) == row.steps + 1
+        assert (row.success[-1] == "1", "1" in row.success) == (row.held, row.ever)
+        assert row.success.find("1") == (-1 if row.steps_to_success is None else row.steps_to_success)
     assert {run.result.steps for run in stays + leaves + flees} == {60}, "episodes always run their full length"
 
 
@@ -200,6 +208,43 @@ def test_an_interrupted_run_continues_without_repeating(tmp_path: Path, manifest
     again = RunLog(tmp_path, identity)
     assert sorted(again.finished) == [0, 1, 2, 3]
     assert path.read_text().count("\n") == 4
+
+
+def test_rows_from_before_success_at_every_step_was_kept_still_load(tmp_path: Path, manifest: Manifest) -> None:
+    (run,) = run_manifest(manifest, SeekingAgents(until=40), Schedule(episodes=1), progress=False)
+    row = run.result.to_dict()
+    assert EpisodeResult.from_dict(row) == run.result
+    del row["success"]
+    assert EpisodeResult.from_dict(row) == replace(run.result, success=None)
+    RunLog(tmp_path, {})
+    (tmp_path / EPISODES).write_text(json.dumps({**row, "replan_s": [0.5]}) + "\n")
+    assert RunLog(tmp_path, {}).finished[0] == replace(run, result=replace(run.result, success=None), replan_s=(0.5,))
+    del row["held"]
+    with pytest.raises(DataError, match="lacks \\['held'\\]"):
+        EpisodeResult.from_dict(row)
+
+
+def test_model_calls_survive_the_log(tmp_path: Path, manifest: Manifest) -> None:
+    (run,) = run_manifest(manifest, SeekingAgents(until=40), Schedule(episodes=1), progress=False)
+    assert run.model_calls == 0, "this agent asks no cost function"
+    RunLog(tmp_path, {}).append([replace(run, model_calls=1200)])
+    assert RunLog(tmp_path, {}).finished[0].model_calls == 1200
+
+
+def test_the_table_of_episodes_is_read_by_pandas(tmp_path: Path, manifest: Manifest) -> None:
+    first, second = run_manifest(manifest, SeekingAgents(until=40), Schedule(episodes=2), progress=False)
+    second = replace(second, result=replace(second.result, steps_to_success=None, success=None), replan_s=())
+    RunLog(tmp_path, {}).finish({"env": "reach"}, [replace(first, model_calls=7), second])
+    table = pandas.read_csv(tmp_path / TABLE)
+    assert list(table.columns) == [*first.result.to_dict(), "replan_p50_s", "replan_p95_s", "model_calls"]
+    assert table["held"].dtype == bool
+    assert table["final_distance_m"].tolist() == [first.result.final_distance_m, second.result.final_distance_m]
+    assert table["success"][0].replace(" ", "") == first.result.success
+    assert table["replan_p50_s"][0] == 0.25
+    assert table["model_calls"].tolist() == [7, 0]
+    empty = table.loc[1, ["steps_to_success", "success", "replan_p50_s", "replan_p95_s"]]
+    assert empty.isna().all()
+    assert json.loads((tmp_path / RESULT).read_text()) == {"env": "reach"}
 
 
 def test_a_run_folder_belongs_to_one_run(tmp_path: Path) -> None:

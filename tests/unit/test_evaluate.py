@@ -13,8 +13,9 @@ from worldmodel.envs import make_env
 from worldmodel.errors import CheckpointError, ConfigError, DataError
 from worldmodel.evaluation.baselines import ManifestConfig, RandomAgents, baseline_table, make_manifest, manifest_path
 from worldmodel.evaluation.episodes import EpisodeResult, EpisodeRun
-from worldmodel.evaluation.evaluate import EvalResult, EvaluateConfig, evaluate, summarise
+from worldmodel.evaluation.evaluate import EvaluateConfig, evaluate
 from worldmodel.evaluation.manifest import Baseline, Manifest, build_manifest, load_manifest
+from worldmodel.evaluation.result import BASELINES, EvalResult, summarise
 from worldmodel.evaluation.stats import wilson_interval
 from worldmodel.planners.cem import CEM
 
@@ -57,7 +58,7 @@ def test_the_machine_readable_contract(manifest: Manifest, result: EvalResult) -
     assert record["success_ever_interval"] == list(wilson_interval(3, 4))
     assert record["manifest_hash"] == manifest.hash
     assert record["replan_s"] == {"p50": pytest.approx(0.2), "p95": pytest.approx(0.265)}
-    assert list(record["baselines"]) == ["random", "noop", "oracle"]
+    assert list(record["baselines"]) == ["random", "noop", "oracle", "bc", "idm", "oracle_latent"]
     assert record["baselines"]["noop"] is None, "not stored in this manifest"
     assert record["baselines"]["random"]["success_rate"] == 0.0, "only the first four episodes, the fifth is not run"
     assert record["baselines"]["random"]["success_interval"] == list(wilson_interval(0, 4))
@@ -84,10 +85,11 @@ def _print(table: object) -> str:
 def test_tables_show_the_model_beside_floors_and_ceiling(manifest: Manifest, result: EvalResult) -> None:
     text = _print(result.table())
     lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
-    assert list(lines) == ["model", "random", "noop", "oracle"]
+    assert list(lines) == ["model", *BASELINES]
     assert "50 %" in lines["model"]
     assert "15-85 %" in lines["model"]
-    assert "not in manifest" in lines["noop"]
+    assert "not computed" in lines["noop"]
+    assert "+50 (+0 to +100)" in lines["random"]
     assert manifest.hash[:12] in text
     assert "0.20 s (p50)" in text
     stored = _print(baseline_table(manifest))

@@ -35,6 +35,7 @@ class Problem:
         plan: The last plan (B = 1), None before the first.
         queue: (rows, A_env) env actions from the last replan on: those already decided for the delay, then that plan's.
         num_executed: How many of them have been carried out.
+        num_calls: Sequences scored for it since it was started, counted as `Planner.num_calls` does.
         goal_latent: Encoded goal, for agents that have one.
         frames: Latents (1, 1, ...) of the last model steps, oldest first.
         actions: (1, 1, A) flat actions between those frames.
@@ -45,9 +46,30 @@ class Problem:
     plan: Plan | None = None
     queue: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
     num_executed: int = 0
+    num_calls: int = 0
     goal_latent: Latent | None = None
     frames: list[Latent] = field(default_factory=list)
     actions: list[Tensor] = field(default_factory=list)
+
+
+class CountedCost:
+    """A cost function that counts what it was asked, per problem, in the unit of `Planner.num_calls`.
+
+    Args:
+        cost_fn: Does the scoring.
+
+    Attributes:
+        num_calls: Sequences scored so far; one that is to be differentiated counts three times.
+    """
+
+    def __init__(self, cost_fn: CostFn) -> None:
+        self._cost_fn = cost_fn
+        self.num_calls = 0
+
+    def __call__(self, actions: Tensor) -> Tensor:
+        """See `CostFn`."""
+        self.num_calls += actions.shape[1] * (3 if actions.requires_grad else 1)
+        return self._cost_fn(actions)
 
 
 class PlanningAgent(ABC):
@@ -117,6 +139,11 @@ class PlanningAgent(ABC):
         plans = [problem.plan for problem in self._problems if problem.plan is not None]
         return Plan.concat(plans) if plans and len(plans) == len(self._problems) else None
 
+    @property
+    def model_calls(self) -> tuple[int, ...]:
+        """Sequences scored for every problem since it was started, in the unit of `Planner.num_calls`."""
+        return tuple(problem.num_calls for problem in self._problems)
+
     def reset(self, goals: Sequence[Goal], *, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
         """See `Agent.reset`."""
         chosen = check_rows(goals, seeds, rows, len(self._problems))
@@ -180,9 +207,8 @@ class PlanningAgent(ABC):
         problems = [self._problems[row] for row in rows]
         plans = [problem.plan for problem in problems if problem.plan is not None]
         decided = np.stack([self._decided(problem) for problem in problems])
-        cost_fn = self._cost(
-            obs, rows, to_tensor(decided, self._low.device).view(len(rows), self.delay, len(self._low))
-        )
+        ahead = to_tensor(decided, self._low.device).view(len(rows), self.delay, len(self._low))
+        cost_fn = CountedCost(self._cost(obs, rows, ahead))
         left = None if self.time_budget_s is None else max(self.time_budget_s - (perf_counter() - started), 1e-6)
         plan = self.planner.plan(
             cost_fn,
@@ -196,6 +222,7 @@ class PlanningAgent(ABC):
         flat = plan.actions.clamp(self._low, self._high).to(dtype=torch.float32).cpu().numpy()
         for index, problem in enumerate(problems):
             problem.plan = plan.select([index])
+            problem.num_calls += cost_fn.num_calls
             new = flat[index].reshape(plan.horizon * self.action_block, -1)
             problem.queue = np.concatenate([decided[index], new])
             problem.num_executed = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,6 +40,8 @@ class EpisodeResult:
         min_distance_m: Smallest distance to the goal seen, metres.
         steps: Environment steps taken.
         replans: Plans made; 0 for agents that do not plan.
+        success: Success predicate at every step, the start included: `steps` + 1 characters, "1" where it held. None in
+            rows recorded before it was kept.
     """
 
     episode: int
@@ -51,6 +53,7 @@ class EpisodeResult:
     min_distance_m: float
     steps: int
     replans: int
+    success: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -58,12 +61,12 @@ class EpisodeResult:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> EpisodeResult:
-        """Inverse of `to_dict`; keys it does not know are ignored.
+        """Inverse of `to_dict`; keys it does not know are ignored, fields with a default may be missing.
 
         Raises:
             DataError: A field is missing.
         """
-        names = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls) if field.name in record or field.default is MISSING]
         missing = [name for name in names if name not in record]
         if missing:
             raise DataError(f"episode row lacks {missing}; it holds {sorted(record)}")
@@ -72,15 +75,19 @@ class EpisodeResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeRun:
-    """An outcome and what it cost in time.
+    """An outcome and what it cost.
 
     Attributes:
         result: The outcome.
         replan_s: Seconds per plan of this episode's problem: a call that planned B problems counts as 1/B each.
+        model_calls: Sequences the cost function was asked to score for this episode's problem, all plans together,
+            counted as `Planner.num_calls` does; 0 for agents that do not plan. Not part of the outcome: a problem that
+            stopped early is scored again for as long as others of its block search.
     """
 
     result: EpisodeResult
     replan_s: tuple[float, ...]
+    model_calls: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +207,11 @@ def run_block(
         distances.append(_column(infos, "goal_distance"))
         successes.append(_column(infos, "is_success"))
     seconds = tuple(_replan_seconds(agent)[timed_before:])
-    rows = zip(block.episodes, np.transpose(distances), np.transpose(successes), strict=True)
+    calls = getattr(agent, "model_calls", (0,) * len(block.episodes))  # agents that do not plan make none
+    rows = zip(block.episodes, np.transpose(distances), np.transpose(successes), calls, strict=True)
     return [
-        EpisodeRun(result=_summarise(episode, distance, success, len(seconds)), replan_s=seconds)
-        for episode, distance, success in rows
+        EpisodeRun(result=_summarise(episode, distance, success, len(seconds)), replan_s=seconds, model_calls=count)
+        for episode, distance, success, count in rows
     ]
 
 
@@ -279,4 +287,5 @@ def _summarise(episode: int, distance: np.ndarray, success: np.ndarray, replans:
         min_distance_m=float(distance.min()),
         steps=len(distance) - 1,
         replans=replans,
+        success="".join("1" if moment else "0" for moment in success),
     )

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-import torch
-from rich.table import Table
 
 from worldmodel.control.agents import MPCAgent
 from worldmodel.control.collect import spec_of
@@ -22,11 +16,11 @@ from worldmodel.control.policy_agent import PolicyAgent
 from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.evaluation.delay import kept_delay
-from worldmodel.evaluation.episodes import EpisodeResult, EpisodeRun
-from worldmodel.evaluation.manifest import Manifest, load_manifest
+from worldmodel.evaluation.flops import measure_flops
+from worldmodel.evaluation.manifest import find_manifest
+from worldmodel.evaluation.result import EvalResult, summarise
 from worldmodel.evaluation.runlog import RunLog, describe
 from worldmodel.evaluation.runs import Schedule, identity_of, run_manifest
-from worldmodel.evaluation.stats import quantile, success_interval, success_rate
 from worldmodel.models.checkpoint import EnvSpec, load_checkpoint, read_card, resolve_checkpoint
 from worldmodel.models.policy_checkpoint import is_policy, load_policy
 from worldmodel.models.world_model import WorldModel
@@ -34,8 +28,6 @@ from worldmodel.planners.base import Planner
 from worldmodel.planners.cem import CEM
 
 MEASURED = "measured"
-BASELINES = ("random", "noop", "oracle")
-"""Rows that stand beside the model in every result."""
 
 
 @dataclass(kw_only=True)
@@ -52,7 +44,7 @@ class EvaluateConfig:
         objective: What the search minimises; None means the model's default (`default_objective`).
         replan_every: Model steps carried out between plans.
         batch: Episodes a process runs in lockstep; outcomes do not depend on it.
-        manifest: Path of a manifest, or "shipped" for the environment's own.
+        manifest: "shipped" for the environment's own test tasks, "validation" for its validation tasks, or a path.
         run_dir: Folder that records finished episodes and continues from them; None keeps nothing.
         seed: Seed of the planners' streams, mixed with every task's own.
         delay: Control steps that pass before a plan takes over, while the robot goes on with the last one; "measured"
@@ -171,72 +163,6 @@ class PolicyAgents:
         return PolicyAgent(load_policy(self.checkpoint))
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalResult:
-    """What was measured.
-
-    Attributes:
-        env_id: Environment.
-        manifest_hash: Of the whole manifest, whatever part of it was run.
-        rows: Outcome per episode, in the order of the manifest.
-        replan_s: Seconds per plan of one problem, all episodes together.
-        baselines: Outcomes of checkpoint-free agents on the same episodes; None when the manifest stores none.
-        budgets: What those agents were allowed.
-        agent: Description of the evaluated agent: checkpoint hash, planner, objective.
-        hardware: Where it ran.
-    """
-
-    env_id: str
-    manifest_hash: str
-    rows: tuple[EpisodeResult, ...]
-    replan_s: tuple[float, ...]
-    baselines: Mapping[str, tuple[EpisodeResult, ...] | None]
-    budgets: Mapping[str, Mapping[str, Any]]
-    agent: Mapping[str, Any]
-    hardware: Mapping[str, Any]
-
-    @property
-    def success_rate(self) -> float:
-        """Share of episodes with success held at the end."""
-        return success_rate([row.held for row in self.rows])
-
-    @property
-    def success_interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `success_rate`."""
-        return success_interval([row.held for row in self.rows])
-
-    def to_json(self) -> dict[str, Any]:
-        """The machine-readable record; `episodes_table` holds no timings, so that reruns can be compared bit by bit."""
-        return {
-            "env": self.env_id,
-            "episodes": len(self.rows),
-            **_rates(self.rows),
-            "manifest_hash": self.manifest_hash,
-            "replan_s": {"p50": quantile(self.replan_s, 0.5), "p95": quantile(self.replan_s, 0.95)},
-            "baselines": {name: None if rows is None else _rates(rows) for name, rows in self.baselines.items()},
-            "baseline_budgets": describe(self.budgets),
-            "agent": describe(self.agent),
-            "hardware": dict(self.hardware),
-            "episodes_table": [row.to_dict() for row in self.rows],
-        }
-
-    def table(self) -> Table:
-        """The result for a terminal: the model beside floors and ceiling on the same episodes."""
-        p50, p95 = (quantile(self.replan_s, share) for share in (0.5, 0.95))
-        latency = "" if p50 is None or p95 is None else f", replan {p50:.2f} s (p50) {p95:.2f} s (p95)"
-        table = Table(
-            title=f"{self.env_id}, {len(self.rows)} held-out episodes",
-            caption=f"95 % Wilson intervals; manifest {self.manifest_hash[:12]}{latency}",
-        )
-        table.add_column("agent")
-        for heading in ("held at end", "interval", "ever", "median steps to success", "mean final distance"):
-            table.add_column(heading, justify="right")
-        table.add_row("model", *_cells(self.rows), style="bold")
-        for name, rows in self.baselines.items():
-            table.add_row(name, *(["not in manifest"] + ["-"] * 4 if rows is None else _cells(rows)))
-        return table
-
-
 def evaluate(config: EvaluateConfig, progress: bool = True) -> EvalResult:
     """Evaluate a checkpoint on the first tasks of a frozen manifest.
 
@@ -254,9 +180,7 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> EvalResult:
     batch = config.batch if config.time_budget_s is None else 1  # a budget is for one problem
     schedule = Schedule(episodes=config.episodes, workers=config.workers, batch=batch, seed=config.seed)
     env_id = resolve_env_id(config.env)
-    manifest = load_manifest(env_id if config.manifest == "shipped" else config.manifest)
-    if manifest.env_id != env_id:
-        raise ConfigError(f"manifest {config.manifest} is for {manifest.env_id}, not for env={config.env}")
+    manifest = find_manifest(config.manifest, env_id)
     folder = resolve_checkpoint(config.checkpoint, env_id)
     factory: ModelAgents | PolicyAgents
     if is_policy(folder):
@@ -266,13 +190,17 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> EvalResult:
         if config.delay == MEASURED:
             factory = replace(factory, delay=kept_delay(factory, manifest, config.run_dir))
         factory.build()  # a delay that no plan is long enough for is refused here
+    flops = None
+    if isinstance(factory, ModelAgents):
+        flops = measure_flops(factory.world_model(), factory.objective, factory.planner.horizon)
     log = None
     if config.run_dir is not None:
         log = RunLog(Path(config.run_dir), identity_of(manifest, factory, schedule))
     runs = run_manifest(manifest, factory, schedule, log=log, progress=progress)
-    result = summarise(manifest, {"checkpoint": str(factory.checkpoint), **factory.identity()}, runs)
+    agent = {"checkpoint": str(factory.checkpoint), "seed": config.seed, **factory.identity()}
+    result = summarise(manifest, agent, runs, flops=flops)
     if log is not None:
-        log.finish(result.to_json())
+        log.finish(result.to_json(), runs)
     return result
 
 
@@ -330,32 +258,6 @@ def checkpoint_hash(folder: Path) -> str:
     return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
 
 
-def summarise(manifest: Manifest, agent: Mapping[str, Any], runs: Sequence[EpisodeRun]) -> EvalResult:
-    """Put the outcomes of the first tasks of a manifest beside its stored baselines on the same tasks."""
-    stored = manifest.baselines
-    names = [*BASELINES, *(name for name in stored if name not in BASELINES)]
-    return EvalResult(
-        env_id=manifest.env_id,
-        manifest_hash=manifest.hash,
-        rows=tuple(run.result for run in runs),
-        replan_s=tuple(seconds for run in runs for seconds in run.replan_s),
-        baselines={name: stored[name].rows[: len(runs)] if name in stored else None for name in names},
-        budgets={name: stored[name].budget for name in stored},
-        agent=agent,
-        hardware=hardware(),
-    )
-
-
-def hardware() -> dict[str, Any]:
-    """Machine and versions that timings belong to."""
-    return {
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
 @lru_cache(maxsize=2)
 def _load_once(folder: Path, expected_hash: str) -> WorldModel:
     """Weights of a checkpoint, kept for the blocks that follow in this process."""
@@ -376,26 +278,3 @@ def _env_spec(env_id: str, image_size: int) -> EnvSpec:
         return spec_of(env, env_id, image_size)
     finally:
         env.close()
-
-
-def _rates(rows: Sequence[EpisodeResult]) -> dict[str, Any]:
-    held, ever = [row.held for row in rows], [row.ever for row in rows]
-    return {
-        "success_rate": success_rate(held),
-        "success_interval": list(success_interval(held)),
-        "success_ever": success_rate(ever),
-        "success_ever_interval": list(success_interval(ever)),
-    }
-
-
-def _cells(rows: Sequence[EpisodeResult]) -> list[str]:
-    rates = _rates(rows)
-    low, high = rates["success_interval"]
-    steps = quantile([row.steps_to_success for row in rows if row.steps_to_success is not None], 0.5)
-    return [
-        f"{100 * rates['success_rate']:.0f} %",
-        f"{100 * low:.0f}-{100 * high:.0f} %",
-        f"{100 * rates['success_ever']:.0f} %",
-        "-" if steps is None else f"{steps:.0f}",
-        f"{100 * sum(row.final_distance_m for row in rows) / len(rows):.1f} cm",
-    ]

@@ -1,23 +1,26 @@
 """Finished episodes on disk, so that an interrupted evaluation continues where it stopped.
 
 A run folder holds `evaluation.json` (what was run: everything an outcome depends on), `episodes.jsonl` (one line per
-finished episode, timings included) and, at the end, `result.json`. Workers, batch size and the number of episodes are
-not part of what was run: outcomes do not depend on them, so they may change between the attempts.
+finished episode, timings included) and, at the end, `result.json` and `episodes.csv` (one row per episode). Workers,
+batch size and the number of episodes are not part of what was run: outcomes do not depend on them, so they may change
+between the attempts.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.episodes import EpisodeResult, EpisodeRun
+from worldmodel.evaluation.stats import quantile
 
-IDENTITY, EPISODES, RESULT = "evaluation.json", "episodes.jsonl", "result.json"
+IDENTITY, EPISODES, RESULT, TABLE = "evaluation.json", "episodes.jsonl", "result.json", "episodes.csv"
 
 
 def describe(value: Any) -> Any:
@@ -53,7 +56,7 @@ class RunLog:
 
     def __init__(self, run_dir: Path, identity: Mapping[str, Any]) -> None:
         self._path = run_dir / EPISODES
-        self._result = run_dir / RESULT
+        self._run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
         stored = run_dir / IDENTITY
         if stored.exists():
@@ -68,7 +71,7 @@ class RunLog:
         """Add finished episodes; they are on disk when this returns."""
         lines = []
         for run in runs:
-            record = {**run.result.to_dict(), "replan_s": list(run.replan_s)}
+            record = {**run.result.to_dict(), "replan_s": list(run.replan_s), "model_calls": run.model_calls}
             lines.append(json.dumps(record, allow_nan=False) + "\n")
             self.finished[run.result.episode] = run
         with self._path.open("a", encoding="utf-8") as file:
@@ -76,9 +79,15 @@ class RunLog:
             file.flush()
             os.fsync(file.fileno())
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result beside the episodes."""
-        _write_json(self._result, result)
+    def finish(self, result: Mapping[str, Any], runs: Sequence[EpisodeRun]) -> None:
+        """Write the result and its table beside the episodes.
+
+        Args:
+            result: JSON-ready.
+            runs: The episodes it is about.
+        """
+        write_table(self._run_dir / TABLE, runs)
+        _write_json(self._run_dir / RESULT, result)
 
     def _recover(self) -> dict[int, EpisodeRun]:
         """Read what is finished and cut off a line that an interruption left half written."""
@@ -93,7 +102,11 @@ class RunLog:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = json.loads(line)
-                run = EpisodeRun(result=EpisodeResult.from_dict(record), replan_s=tuple(record["replan_s"]))
+                run = EpisodeRun(
+                    result=EpisodeResult.from_dict(record),
+                    replan_s=tuple(record["replan_s"]),
+                    model_calls=record.get("model_calls", 0),
+                )
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"line {number} of {self._path} is corrupt ({error}); choose another run_dir="
@@ -102,9 +115,27 @@ class RunLog:
         return finished
 
 
+def write_table(path: Path, runs: Sequence[EpisodeRun]) -> None:
+    """Write one row per episode as comma-separated values with a header; what is not known is an empty cell.
+
+    The moments of success have spaces between them, so that no reader takes them for a number.
+    """
+    names = [field.name for field in fields(EpisodeResult)]
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, "replan_p50_s", "replan_p95_s", "model_calls"])
+        for run in runs:
+            row = run.result.to_dict()
+            row["success"] = None if run.result.success is None else " ".join(run.result.success)
+            seconds = [quantile(run.replan_s, share) for share in (0.5, 0.95)]
+            writer.writerow([*(row[name] for name in names), *seconds, run.model_calls])
+    os.replace(partial, path)
+
+
 def _check_identity(run_dir: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
     """Refuse to mix outcomes of different things; name what differs."""
-    old, new = _flatten(stored), _flatten(json.loads(json.dumps(asked)))
+    old, new = flatten(stored), flatten(json.loads(json.dumps(asked)))
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if differing:
         listed = "; ".join(f"{key} {old.get(key)!r} there, {new.get(key)!r} now" for key in differing[:4])
@@ -112,12 +143,13 @@ def _check_identity(run_dir: Path, stored: dict[str, Any], asked: dict[str, Any]
         raise ConfigError(f"{run_dir} holds another run: {listed}{more}; choose another run_dir= or the same settings")
 
 
-def _flatten(value: Any, key: str = "") -> dict[str, Any]:
+def flatten(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names; anything that is no mapping is a value."""
     if not isinstance(value, dict):
         return {key: value}
     flat: dict[str, Any] = {}
     for name, entry in value.items():
-        flat |= _flatten(entry, f"{key}.{name}" if key else name)
+        flat |= flatten(entry, f"{key}.{name}" if key else name)
     return flat
 
 
