@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 FLAGS = ("--help", "--json", "--dry-run", "--multirun", "--version")
 _SHORT = {"-h": "--help", "-m": "--multirun"}
-_RECORD_FILE = "outcome.json"
+_RECORD_FILE, _SUMMARY_FILE = "outcome.json", "summary.json"
+_OVERRIDE = re.compile(r"[+~]*(hydra/)?[\w.@]+=|~[\w.@]+$")
+"""Beginning of a Hydra override; a path with an equals sign has a slash before it."""
 
 
 @dataclass(kw_only=True)
@@ -36,7 +39,7 @@ class Request:
 
     Attributes:
         command: Name of the command, or None for the general help.
-        overrides: Hydra overrides.
+        overrides: Hydra overrides; words without a key are among them, under the setting they are for.
         flags: Those of `FLAGS` that were given.
     """
 
@@ -77,10 +80,12 @@ def parse(argv: Sequence[str]) -> Request:
     """Split arguments into command, flags and overrides.
 
     Raises:
-        ConfigError: Unknown command or flag; the message lists the valid ones and the nearest.
+        ConfigError: Unknown command or flag; the message lists the valid ones and the nearest. Or more words than the
+            command takes.
     """
     request = Request(command=None)
     words: list[str] = []
+    bare: list[str] = []
     for argument in argv:
         name = _SHORT.get(argument, argument)
         if name.startswith("-"):
@@ -93,12 +98,35 @@ def parse(argv: Sequence[str]) -> Request:
                 request.command = "_".join(words)
             elif not any(command.startswith("_".join([*words, ""])) for command in COMMANDS):
                 raise _unknown("command", " ".join(words), [spoken(command) for command in COMMANDS])
+        elif COMMANDS[request.command].positional is not None and not _OVERRIDE.match(argument):
+            bare.append(argument)
         else:
             request.overrides.append(argument)
+    if bare and request.command is not None:
+        request.overrides.append(_positional_override(request.command, bare))
     if words and request.command is None and "--help" not in request.flags:
         valid = [spoken(command) for command in COMMANDS if command.startswith(f"{words[0]}_")]
         raise ConfigError(f"{words[0]!r} is the beginning of a command; valid: {', '.join(valid)}")
     return request
+
+
+def _positional_override(command: str, words: Sequence[str]) -> str:
+    """Words without a key as the override of the setting that they are for, in Hydra's quotes."""
+    entry = COMMANDS[command]
+    # A quote is escaped, and backslashes are doubled only where they precede one: Hydra's grammar.
+    quoted = ["'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), word) + "'" for word in words]
+    if entry.takes_many:
+        return f"{entry.positional}=[{','.join(quoted)}]"
+    if len(words) > 1:
+        raise ConfigError(f"{spoken(command)} takes one {_word(command)}, got {len(words)}: {', '.join(words)}")
+    return f"{entry.positional}={quoted[0]}"
+
+
+def _word(command: str) -> str:
+    """What the help calls a word without a key."""
+    entry = COMMANDS[command]
+    name = (entry.positional or "").upper()
+    return name.removesuffix("S") if entry.takes_many else name
 
 
 class _State:
@@ -187,10 +215,23 @@ def _multirun(request: Request, state: _State) -> int:
             _present(outcome, request)
 
     sweep(request.command, own, job, folder)
+    files = [folder / str(number) / _RECORD_FILE for number in range(len(configs))]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     if "--json" in request.flags:
-        files = [folder / str(number) / _RECORD_FILE for number in range(len(configs))]
-        _write_json([json.loads(path.read_text(encoding="utf-8")) for path in files])
+        _write_json(records)
+    _summarise(records, folder, request)
     return max(statuses, default=0)
+
+
+def _summarise(records: Sequence[dict[str, Any]], folder: Path, request: Request) -> None:
+    """What a command says about all jobs of a multirun together, if it says anything: into the folder, and shown."""
+    command = import_module(f"worldmodel.commands.{request.command}")
+    if len(records) < 2 or not hasattr(command, "summary"):
+        return
+    outcome: Outcome = command.summary(records)
+    (folder / _SUMMARY_FILE).write_text(json.dumps(outcome.record, indent=2) + "\n", encoding="utf-8")
+    if "--json" not in request.flags:
+        _present(outcome, request)
 
 
 def _present(outcome: Outcome, request: Request) -> None:
@@ -207,7 +248,7 @@ def help_text(command: str | None = None) -> str:
     if command is None:
         names = "\n".join(f"  {spoken(name):<16}{entry.summary}" for name, entry in COMMANDS.items())
         return (
-            "worldmodel: plan robot manipulation in V-JEPA representations\n\n"
+            "worldmodel: plan robot manipulation in V-JEPA representations\n"
             f"usage: worldmodel COMMAND [key=value ...] [flags]\n\n{names}\n\n{_FLAG_HELP}\n\n"
             "start with:\n  worldmodel plan                     watch the shipped model push a block\n"
             "  worldmodel evaluate episodes=10     measure it\n"
@@ -217,8 +258,11 @@ def help_text(command: str | None = None) -> str:
     keys = "\n".join(f"  {key:<22}{text}" for key, text in entry.keys)
     examples = "\n".join(f"  {line}" for line in entry.examples)
     name = spoken(command)
+    words = (
+        "" if entry.positional is None else f"{_word(command)} {f'{_word(command)} ... ' if entry.takes_many else ''}"
+    )
     return (
-        f"worldmodel {name}: {entry.summary}\n\nusage: worldmodel {name} [key=value ...] [flags]\n\n"
+        f"worldmodel {name}: {entry.summary}\n\nusage: worldmodel {name} {words}[key=value ...] [flags]\n\n"
         + (f"{keys}\n\n" if keys else "")
         + f"{_FLAG_HELP}\n\nexamples:\n{examples}\n\nall settings: worldmodel {name} --dry-run"
     )

@@ -1,4 +1,4 @@
-"""Success against what it costs: labelled episodes (one panel per look, one curve per arm), or time for a plan."""
+"""Success against what it costs (labelled episodes, time for a plan), and runs beside each other."""
 
 from __future__ import annotations
 
@@ -100,4 +100,67 @@ def budget_figure(
     axes.set_xlabel("time for a plan, ms")
     axes.set_ylabel("held at the end, % (95 % interval)")
     axes.set_title(title)
+    return figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunBar:
+    """One run in a comparison.
+
+    Attributes:
+        name: Of the run.
+        rate: Success held at the end, in [0, 1].
+        low: Lower end of its interval.
+        high: Upper end.
+        curve: Share of episodes with success after each number of steps, the start first; None when unknown.
+    """
+
+    name: str
+    rate: float
+    low: float
+    high: float
+    curve: Sequence[float] | None
+
+
+def comparison_figure(bars: Sequence[RunBar], title: str) -> Figure:
+    """Draw runs below each other with their intervals and, where they are known, success at every step.
+
+    Args:
+        bars: At least one; the first is drawn on top.
+        title: Above the picture.
+    """
+    curves = [(index, bar) for index, bar in enumerate(bars) if bar.curve is not None]
+    columns = 2 if curves else 1
+    figure = Figure(figsize=(6.0 * columns, max(3.2, 1.2 + 0.45 * len(bars))), layout="constrained")
+    grid = figure.subplots(1, columns, squeeze=False)[0]
+    rates = grid[0]
+    for index, bar in enumerate(bars):
+        rates.errorbar(
+            100 * bar.rate,
+            index,
+            xerr=[[100 * (bar.rate - bar.low)], [100 * (bar.high - bar.rate)]],
+            color=colormaps["tab10"](index % 10),
+            marker=_MARKERS[index % len(_MARKERS)],
+            capsize=3,
+        )
+    rates.set_yticks(range(len(bars)), [bar.name for bar in bars])
+    rates.set_ylim(len(bars) - 0.5, -0.5)
+    rates.set_xlim(-3, 103)
+    rates.set_xlabel("held at the end, % (95 % interval)")
+    rates.grid(axis="x", color="0.9", linewidth=0.6)
+    for index, bar in curves:
+        assert bar.curve is not None
+        grid[1].plot(
+            range(len(bar.curve)),
+            [100 * value for value in bar.curve],
+            color=colormaps["tab10"](index % 10),
+            linestyle=("-", "--", "-.", ":")[index % 4],
+            label=bar.name,
+        )
+    if curves:
+        grid[1].set_ylim(-3, 103)
+        grid[1].set_xlabel("environment step")
+        grid[1].set_ylabel("episodes with success at this step, %")
+        grid[1].legend(frameon=False, fontsize=8)
+    figure.suptitle(title)
     return figure

@@ -20,6 +20,8 @@ class Command:
         examples: Complete command lines.
         groups: Config groups it chooses from, as they are named in an override.
         includes: Commands whose settings are part of this one's.
+        positional: Setting that words without `key=` are for, if any.
+        takes_many: Whether it takes several of them, as a list.
     """
 
     summary: str
@@ -27,6 +29,8 @@ class Command:
     examples: tuple[str, ...]
     groups: tuple[str, ...] = ()
     includes: tuple[str, ...] = ()
+    positional: str | None = None
+    takes_many: bool = False
 
 
 COMMANDS: dict[str, Command] = {
@@ -123,8 +127,23 @@ COMMANDS: dict[str, Command] = {
             "worldmodel evaluate env=push episodes=100 workers=2 --json",
             "worldmodel evaluate env=reach checkpoint=outputs/model planner.num_iterations=4",
             "worldmodel evaluate -m env=push planner=cem,icem,mppi workers=2",
+            "worldmodel evaluate -m checkpoint=outputs/s0,outputs/s1,outputs/s2 run_dir=outputs/seeds",
         ),
         groups=("objective", "planner"),
+    ),
+    "compare": Command(
+        summary="finished evaluations on the same tasks: rates, paired differences, and what may be said",
+        keys=(
+            ("RUN", "run folder of an evaluation; a name with = in it needs a / before that (./a=1)"),
+            ("", "the folder of `evaluate -m checkpoint=a,b,c` is one run with several training seeds"),
+            ("reference=RUN", "name or number (from 0) of the run the others are compared with: the first"),
+        ),
+        examples=(
+            "worldmodel compare outputs/cem outputs/mppi",
+            "worldmodel compare outputs/ours_seeds outputs/theirs_seeds reference=1 --json",
+        ),
+        positional="runs",
+        takes_many=True,
     ),
     "manifest": Command(
         summary="draw a frozen list of held-out tasks and store floors and ceiling with it",

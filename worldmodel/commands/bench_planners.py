@@ -24,7 +24,7 @@ class TaskSettings(RunSettings):
         env: Environment, short name or id.
         episodes: The first so many tasks of the manifest.
         checkpoint: Trained model: "shipped" or a folder.
-        manifest: Path of a manifest, or "shipped".
+        manifest: "shipped", "validation", or the path of a manifest.
         workers: Processes, one thread each.
         seed: Seed of the planners' streams, mixed with every task's own.
     """
@@ -104,8 +104,8 @@ def search_rows(searches: Mapping[str, evaluate.Settings], run: Run) -> list[Sea
         rows.append(
             SearchRow(
                 name=name,
-                held=tuple(bool(row["held"]) for row in found["episodes_table"]),
-                ever=tuple(bool(row["ever"]) for row in found["episodes_table"]),
+                held=(tuple(bool(row["held"]) for row in found["episodes_table"]),),
+                ever=(tuple(bool(row["ever"]) for row in found["episodes_table"]),),
                 replan_p50_s=float(found["replan_s"]["p50"]),
                 replan_p95_s=float(found["replan_s"]["p95"]),
                 num_calls=None if wanted.time_budget_s is not None else planner.num_calls,

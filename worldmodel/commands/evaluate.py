@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from worldmodel.commands.run import Outcome, Run, RunSettings
 from worldmodel.evaluation.evaluate import EvaluateConfig, evaluate
+from worldmodel.evaluation.result import EvalResult
+from worldmodel.evaluation.spread import SeedSpread, jobs_json, jobs_table
 
 
 @dataclass(kw_only=True)
@@ -22,3 +26,12 @@ def run(settings: Settings, run: Run) -> Outcome:
     run.kept = f"finished episodes are in {run.folder}; continue with run_dir={run.folder}"
     result = evaluate(replace(settings, run_dir=str(run.folder)), progress=run.progress)
     return Outcome(record=result.to_json(), report=(result.table(), f"run folder: {run.folder}"))
+
+
+def summary(records: Sequence[dict[str, Any]]) -> Outcome:
+    """All jobs of a multirun: the spread over training seeds if only the checkpoint differs, else a list."""
+    results = [EvalResult.from_json(record) for record in records]
+    spread = SeedSpread.of(results)
+    if spread is None:
+        return Outcome(record=jobs_json(results), report=(jobs_table(results),))
+    return Outcome(record=spread.to_json(), report=(spread.table(),))
