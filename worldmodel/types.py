@@ -16,6 +16,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from worldmodel.envs.base import Appearance
+
 CostFn = Callable[[Tensor], Tensor]
 """Maps actions (B, S, H, A) in env units to costs (B, S), lower is better. Always called with all B rows."""
 
@@ -54,11 +56,14 @@ class Goal:
         pixels: (Y, X, 3) uint8 goal image.
         proprio: (P,) float32 goal proprioception, or None (the default: goals are images).
         state: (G,) float64 true goal, only for oracles and for drawing; model agents never read it.
+        appearance: Look of the scene (`envs.base.Appearance`), only for oracles, which simulate in it; None means the
+            trained look.
     """
 
     pixels: NDArray[np.uint8]
     proprio: NDArray[np.float32] | None = None
     state: NDArray[np.float64] | None = None
+    appearance: Appearance | None = None
 
 
 def to_tensor(array: NDArray[Any], device: torch.device | None = None) -> Tensor:

@@ -3,12 +3,14 @@ import pytest
 import torch
 
 from worldmodel.control.agents import OracleAgent
-from worldmodel.control.oracle import SimulatorCost
+from worldmodel.control.costs import LatentCost
+from worldmodel.control.objectives import ActionCost, GoalDistance
+from worldmodel.control.oracle import SimulatedLatentCost, SimulatorCost
 from worldmodel.envs import make_env
 from worldmodel.errors import ConfigError, PlanningError
 from worldmodel.planners import CEM
-from worldmodel.testing import POINT_MASS_ID, PointMassEnv
-from worldmodel.types import Goal
+from worldmodel.testing import POINT_MASS_ID, PointMassEnv, PointMassModel
+from worldmodel.types import Context, Goal
 
 
 def setup_problems(count: int) -> tuple[PointMassEnv, list, list]:
@@ -43,6 +45,86 @@ def test_cost_of_a_problem_does_not_depend_on_the_others_or_on_repetition() -> N
     cost = cost_fn(actions)
     assert torch.equal(cost_fn(actions), cost)
     assert torch.equal(SimulatorCost(env, states[1:2], tasks[1:2], 1)(actions[1:2])[0], cost[1])
+
+
+class CountingEnv(PointMassEnv):
+    """Counts the pictures it draws."""
+
+    pictures = 0
+
+    def _picture(self, position: np.ndarray) -> np.ndarray:
+        self.pictures += 1
+        return super()._picture(position)
+
+
+def latent_cost(env: PointMassEnv, states: list, tasks: list, objective: GoalDistance) -> SimulatedLatentCost:
+    model = PointMassModel(action_block=2)
+    goals = torch.from_numpy(np.stack([env.render_goal(task) for task in tasks]))[:, None]
+    return SimulatedLatentCost(env, states, tasks, model, objective, model.encode(goals))
+
+
+def test_latent_cost_is_the_objective_on_pictures_of_what_really_happens() -> None:
+    _, states, tasks = setup_problems(3)
+    env, model = PointMassEnv(), PointMassModel(action_block=2)
+    actions = torch.rand(3, 4, 2, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    cost = latent_cost(env, states, tasks, GoalDistance(step_weight=0.5))(actions)
+    assert cost.shape == (3, 4)
+    for problem in range(3):
+        goal = torch.from_numpy(tasks[problem].goal[:2])
+        for candidate in range(4):
+            position, squares = states[problem].copy(), []
+            for step in range(2):
+                for action in actions[problem, candidate, step].view(2, 2).numpy():
+                    position = np.clip(position + 0.05 * action, 0, 1)
+                squares.append(float((torch.from_numpy(position) - goal).square().mean()))
+            expected = (0.5 * squares[0] + squares[1]) / 1.5
+            assert cost[problem, candidate].item() == pytest.approx(expected, abs=2e-3), "up to the pixels"
+    exact = LatentCost(
+        model,
+        GoalDistance(step_weight=0.5),
+        Context(latent=model.encode(frames_at(env, states)), actions=torch.zeros(3, 0, 4)),
+        model.encode(torch.from_numpy(np.stack([env.render_goal(task) for task in tasks]))[:, None]),
+    )(actions)
+    assert torch.allclose(cost, exact, atol=2e-3), "an exact model agrees with the simulation"
+
+
+def frames_at(env: PointMassEnv, states: list) -> torch.Tensor:
+    """Pictures (B, 1, Y, X, 3) of the dot at B places."""
+    return torch.from_numpy(np.stack([env._picture(state) for state in states]))[:, None]
+
+
+def test_only_scored_steps_are_drawn() -> None:
+    _, states, tasks = setup_problems(2)
+    actions = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    drawn = {}
+    for step_weight in (0.0, 0.3):
+        env = CountingEnv()
+        cost_fn = latent_cost(env, states, tasks, GoalDistance(step_weight=step_weight))
+        before = env.pictures
+        cost_fn(actions)
+        drawn[step_weight] = env.pictures - before - len(tasks)  # each reset shows its first frame
+    assert drawn == {0.0: 2 * 3, 0.3: 2 * 3 * 4}
+    assert (GoalDistance(step_weight=0.0) + ActionCost()).scored_steps(3) == (False, False, True)
+    assert ActionCost().scored_steps(2) == (False, False)
+    with pytest.raises(ConfigError, match="2 states, 1 tasks, 1 goals"):
+        latent_cost(PointMassEnv(), states, tasks[:1], GoalDistance())
+    with pytest.raises(PlanningError, match=r"\(B=2, S, H, A=4\)"):
+        latent_cost(PointMassEnv(), states, tasks, GoalDistance())(torch.zeros(2, 3, 2, 2))
+
+
+def test_an_oracle_with_a_models_cost_solves_the_point_mass() -> None:
+    planner = CEM(num_samples=24, num_elites=5, num_iterations=3, horizon=3)
+    env, model = PointMassEnv(), PointMassModel(action_block=2)
+    task = env.sample_task(np.random.default_rng(3))
+    obs, info = env.reset(options={"task": task})
+    start = info["goal_distance"]
+    agent = OracleAgent(POINT_MASS_ID, planner, world_model=model)
+    agent.reset([Goal(pixels=env.render_goal(task), state=task.goal)], seeds=[3])
+    for _ in range(20):
+        batch = {key: value[None] for key, value in obs.items()} | {"state": [env.get_state()]}
+        obs, _, _, _, info = env.step(agent.act(batch)[0])
+    agent.close()
+    assert info["goal_distance"] < 0.02 < start
 
 
 def test_bad_input() -> None:

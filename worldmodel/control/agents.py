@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldmodel.control.costs import LatentCost, PlanningModel
-from worldmodel.control.objectives import Objective
-from worldmodel.control.oracle import SimulatorCost
+from worldmodel.control.objectives import Objective, default_objective
+from worldmodel.control.oracle import SimulatedLatentCost, SimulatorCost
 from worldmodel.control.receding import Observation, PlanningAgent, Problem, check_batch, check_rows
 from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.envs.base import Appearance, Task
@@ -217,16 +217,18 @@ class MPCAgent(PlanningAgent):
 
 
 class OracleAgent(PlanningAgent):
-    """Plans on the simulator's true dynamics and true cost: the ceiling at a stated budget.
+    """Plans on the simulator's true dynamics: the ceiling at a stated budget.
 
-    `Goal.state` must hold the true goal position, `Task.goal`.
+    With the true cost unless it is given a model to judge by. `Goal.state` must hold the true goal position,
+    `Task.goal`, and `Goal.appearance` the look of the scene.
 
     Args:
-        env_name: Name or id of the environment; the agent makes one of its own, without rendering.
+        env_name: Name or id of the environment; the agent makes one of its own, which renders only for a model.
         planner: Search; its sizes are the budget.
-        action_block: Env actions in one model step.
+        action_block: Env actions in one model step; that of the model when there is one.
         replan_every: Model steps carried out between plans, in [1, planner.horizon].
-        appearance: Look of the scene it acts in; only the object's shape matters to the physics.
+        world_model: Judges pictures of simulated states instead of the true cost.
+        objective: What it judges by; None means the model's default.
 
     Raises:
         ConfigError: Unknown environment, or a value out of range.
@@ -241,19 +243,31 @@ class OracleAgent(PlanningAgent):
         *,
         action_block: int = 1,
         replan_every: int = 1,
-        appearance: Appearance | None = None,
+        world_model: PlanningModel | None = None,
+        objective: Objective | None = None,
     ) -> None:
-        low, high = (torch.from_numpy(bound).repeat(max(action_block, 1)) for bound in _env_bounds(env_name))
-        super().__init__(planner, low, high, action_block=action_block, replan_every=replan_every)
+        block = action_block if world_model is None else world_model.spec.action_block
+        low, high = (torch.from_numpy(bound).repeat(max(block, 1)) for bound in _env_bounds(env_name))
+        super().__init__(planner, low, high, action_block=block, replan_every=replan_every)
         self._env_id = resolve_env_id(env_name)
-        self._env = make_env(env_name, render=False)
-        self._appearance = appearance or Appearance()
+        self._world_model = world_model
+        if world_model is None:
+            self._env = make_env(env_name, render=False)
+        else:
+            self._env = make_env(env_name, image_size=world_model.spec.image_size)
+            self._objective = (objective or default_objective(world_model)).bind(world_model)
+
+    def close(self) -> None:
+        """Free the environment it plans on."""
+        self._env.close()
 
     def _start(self, problem: Problem) -> Problem:
         state = problem.goal.state
         if state is None or np.shape(state) != (3,):
             got = "none" if state is None else f"shape {np.shape(state)}"
             raise ConfigError(f"an oracle needs the true goal position (3,), `Task.goal`, as Goal.state; got {got}")
+        if self._world_model is not None:
+            problem.goal_latent = self._world_model.encode(to_tensor(problem.goal.pixels[None, None]))
         return problem
 
     def _observe(self, obs: Observation, seen: Sequence[int], due: Sequence[int]) -> None:
@@ -262,17 +276,22 @@ class OracleAgent(PlanningAgent):
 
     def _cost(self, obs: Observation, rows: Sequence[int], decided: Tensor) -> CostFn:
         states = [np.asarray(obs["state"][row], dtype=np.float64) for row in rows]
+        problems = [self._problems[row] for row in rows]
         tasks = [
             Task(
                 env_id=self._env_id,
                 start=state,
-                goal=np.asarray(self._problems[row].goal.state, dtype=np.float64),
+                goal=np.asarray(problem.goal.state, dtype=np.float64),
                 goal_state=state,
-                appearance=self._appearance,
+                appearance=problem.goal.appearance or Appearance(),
             )
-            for row, state in zip(rows, states, strict=True)
+            for problem, state in zip(problems, states, strict=True)
         ]
-        return SimulatorCost(self._env, states, tasks, self.action_block)
+        if self._world_model is None:
+            return SimulatorCost(self._env, states, tasks, self.action_block)
+        goals = [problem.goal_latent for problem in problems if problem.goal_latent is not None]
+        goal = _stack(goals, dim=0)
+        return SimulatedLatentCost(self._env, states, tasks, self._world_model, self._objective, goal)
 
 
 def _stack(latents: Sequence[Latent], dim: int) -> Latent:

@@ -30,6 +30,10 @@ class Objective(ABC):
             (B, S).
         """
 
+    def scored_steps(self, horizon: int) -> tuple[bool, ...]:
+        """Which of the H model steps the cost depends on; the latents of others may hold anything finite."""
+        return (True,) * horizon
+
     def bind(self, model: object) -> Objective:
         """The objective for one model; those that use learned parts of a model take them here.
 
@@ -55,6 +59,10 @@ class ObjectiveSum(Objective):
     def __post_init__(self) -> None:
         if not self.terms:
             raise ConfigError("a sum of objectives needs at least one term")
+
+    def scored_steps(self, horizon: int) -> tuple[bool, ...]:
+        """See `Objective.scored_steps`."""
+        return tuple(any(steps) for steps in zip(*(term.scored_steps(horizon) for term in self.terms), strict=True))
 
     def bind(self, model: object) -> Objective:
         """See `Objective.bind`."""
@@ -92,6 +100,10 @@ class GoalDistance(Objective):
         if self.metric not in ("l1", "l2"):
             raise ConfigError(f"metric must be 'l1' or 'l2', got {self.metric!r}")
         check_weight("proprio_weight", self.proprio_weight)
+
+    def scored_steps(self, horizon: int) -> tuple[bool, ...]:
+        """See `Objective.scored_steps`."""
+        return _weighted_steps(horizon, self.step_weight)
 
     def __call__(self, latent: Latent, goal: Latent, actions: Tensor) -> Tensor:
         """See `Objective.__call__`.
@@ -171,6 +183,10 @@ class BoundStepsToGoal(Objective):
     definition: StepsToGoal
     distance: nn.Module
 
+    def scored_steps(self, horizon: int) -> tuple[bool, ...]:
+        """See `Objective.scored_steps`."""
+        return _weighted_steps(horizon, self.definition.step_weight)
+
     def __call__(self, latent: Latent, goal: Latent, actions: Tensor) -> Tensor:
         """See `Objective.__call__`."""
         definition = self.definition
@@ -201,6 +217,10 @@ class ActionCost(Objective):
     def __post_init__(self) -> None:
         check_weight("weight", self.weight)
 
+    def scored_steps(self, horizon: int) -> tuple[bool, ...]:
+        """See `Objective.scored_steps`: no latent is looked at."""
+        return (False,) * horizon
+
     def __call__(self, latent: Latent, goal: Latent, actions: Tensor) -> Tensor:
         """See `Objective.__call__`."""
         return self.weight * actions.square().mean(dim=(-2, -1))
@@ -211,6 +231,10 @@ def step_weights(horizon: int, last_step_weight: float, step_weight: float) -> T
     weights = torch.full((horizon,), step_weight)
     weights[-1] = last_step_weight
     return weights / weights.sum()
+
+
+def _weighted_steps(horizon: int, step_weight: float) -> tuple[bool, ...]:
+    return (*[step_weight > 0] * (horizon - 1), True)
 
 
 def check_step_weights(last_step_weight: float, step_weight: float) -> None:

@@ -189,7 +189,10 @@ def run_block(
         env.reset(seed=seed, options={"task": task})
         for env, task, seed in zip(envs, block.tasks, block.seeds, strict=True)
     ]
-    goals = [Goal(pixels=env.render_goal(task), state=task.goal) for env, task in zip(envs, block.tasks, strict=True)]
+    goals = [
+        Goal(pixels=env.render_goal(task), state=task.goal, appearance=task.appearance)
+        for env, task in zip(envs, block.tasks, strict=True)
+    ]
     agent.reset(goals, seeds=block.seeds)
     timed_before = len(_replan_seconds(agent))
     frames, infos = [obs for obs, _ in starts], [info for _, info in starts]
@@ -253,8 +256,10 @@ def _run_job(factory: AgentFactory, block: Block) -> list[EpisodeRun]:
                 envs.append(make_env(block.env, image_size=block.image_size, render=factory.needs_pixels))
             return run_block(block, agent, envs)
         finally:
-            for env in envs:
-                env.close()
+            for owner in (*envs, agent):
+                getattr(
+                    owner, "close", lambda: None
+                )()  # of the agents, only those that simulate have something to free
 
 
 def _stack(frames: Sequence[dict[str, Any]], envs: Sequence[GoalEnv], agent: Agent) -> dict[str, Any]:
