@@ -15,14 +15,14 @@ from worldmodel.control.policy_agent import PolicyAgent
 from worldmodel.data.episodes import Episode, EpisodeDataset, EpisodeSpec, write_episodes
 from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import CheckpointError, ConfigError, DataError
-from worldmodel.learning.cloning import CloningConfig, CloningTask, HindsightSampler, clone
+from worldmodel.learning.cloning import CloningConfig, CloningMaterial, CloningTask, HindsightSampler, clone
 from worldmodel.learning.dynamics import spec_of_data
 from worldmodel.learning.features import FrameStore, encode_block
 from worldmodel.learning.fit import fit
 from worldmodel.models.checkpoint import load_checkpoint, load_encoder
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.frozen_encoders import ConvEncoderConfig, build_encoder
-from worldmodel.models.latent_head import CompactHeadConfig
+from worldmodel.models.latent_head import CompactHeadConfig, build_head
 from worldmodel.models.policy import GoalMLP, GoalMLPConfig, GoalPolicy
 from worldmodel.models.policy_checkpoint import load_policy, save_policy
 from worldmodel.types import Goal
@@ -38,6 +38,11 @@ class World:
     dataset: EpisodeDataset
     encoder: Encoder
     store: FrameStore
+
+
+def sizes_of(encoder: Encoder) -> dict[str, int]:
+    """What a head needs to know of an encoder."""
+    return {"num_tokens": encoder.num_tokens, "embed_dim": encoder.embed_dim}
 
 
 def spot(position: np.ndarray) -> np.ndarray:
@@ -151,14 +156,30 @@ def test_the_loss_is_huber_on_standardised_actions(world: World) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.parameters())
 
 
+def material(world: World, **changes: Any) -> CloningMaterial:
+    """All training episodes of the world."""
+    parts = {"dataset": world.dataset, "encoder": world.encoder, "store": world.store, "train_ids": TRAIN}
+    return CloningMaterial(**{**parts, **changes})
+
+
+def test_on_a_frozen_head_only_the_decision_is_learned(world: World) -> None:
+    head = build_head(CompactHeadConfig(token_dim=4, hidden_dim=16, latent_dim=8), **sizes_of(world.encoder), seed=3)
+    head.standardise.fit([torch.from_numpy(world.store.features[:200])])
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    nearest = config(goals="geometric", mean_goal_steps=1.0)
+    run = {"precision": "32-true", "accelerator": "cpu", "progress": False}
+    policy, report = clone(nearest, material(world, val_ids=VAL, head=head), **run)
+    assert all(torch.equal(value, before[name]) for name, value in policy.head.state_dict().items())
+    assert report.evaluation["val_squared_error"] < 0.85, "1 is to know nothing; the head is random"
+    task = CloningTask(config(), policy.spec, num_tokens=1, embed_dim=8, has_latents=True)
+    with pytest.raises(ConfigError, match="give the head"):
+        task.policy(world.encoder)
+
+
 def test_it_learns_to_go_where_the_goal_is(world: World) -> None:
     policy, report = clone(
         config(),
-        world.dataset,
-        world.encoder,
-        world.store,
-        TRAIN,
-        val_ids=VAL,
+        material(world, val_ids=VAL),
         precision="32-true",
         accelerator="cpu",
         progress=False,
@@ -287,7 +308,7 @@ def test_what_does_not_fit_is_refused(world: World, tmp_path: Path) -> None:
         HindsightSampler(world.store, TRAIN, config=config(action_block=99), seed=0)
     other = build_encoder(ConvEncoderConfig(image_size=SIZE, widths=(4,)))
     with pytest.raises(DataError, match="the store has"):
-        clone(config(), world.dataset, other, world.store, TRAIN)
+        clone(config(), material(world, encoder=other))
     policy = small_policy(world)
     with pytest.raises(ConfigError, match=r"pixels must be \(B, 16, 16, 3\) uint8"):
         policy.act(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.zeros(1, 8, 8, 3, dtype=torch.uint8))

@@ -140,11 +140,13 @@ def clone(settings: Settings, run: Run) -> Outcome:
     shared = ("action_block", "batch_size", "steps", "lr", "weight_decay", "warmup_steps", "clip_norm", "seed")
     policy, report = cloning.clone(
         cloning.CloningConfig(head=settings.compact_head, **{name: getattr(settings, name) for name in shared}),
-        dataset,
-        material.encoder,
-        material.store,
-        material.train_ids,
-        val_ids=material.val_ids,
+        cloning.CloningMaterial(
+            dataset=dataset,
+            encoder=material.encoder,
+            store=material.store,
+            train_ids=material.train_ids,
+            val_ids=material.val_ids,
+        ),
         run_dir=run.folder,
         eval_every=settings.eval_every,
         precision=settings.precision,

@@ -8,7 +8,7 @@ Deviations: blocks of actions instead of single ones, and regression (Huber) ins
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from worldmodel.learning.dynamics import spec_of_data
 from worldmodel.learning.features import FrameStore
 from worldmodel.learning.fit import Evaluate, FitReport, fit, to_device
 from worldmodel.learning.fit_config import FitConfig
+from worldmodel.learning.temporal_distance import all_latents
 from worldmodel.models.encoders import Encoder
-from worldmodel.models.latent_head import CompactHeadConfig, build_head
+from worldmodel.models.latent_head import CompactHeadConfig, LatentHead, build_head
 from worldmodel.models.policy import GoalMLP, GoalMLPConfig, GoalPolicy
 from worldmodel.models.world_model import ModelSpec
 
@@ -174,30 +175,59 @@ class HindsightSampler:
         self._rng.bit_generator.state = state["rng"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CloningMaterial:
+    """What a policy is learned from.
+
+    Attributes:
+        dataset: Says what the policy is for.
+        encoder: Frozen encoder that gave the features; becomes part of the policy.
+        store: Features (F, N, D) and actions of the data set, or of some of its episodes.
+        train_ids: Episodes whose actions are used.
+        val_ids: Episodes for the validation loss; None leaves it out.
+        head: Trained latent head, kept as it is: the policy then decides on the latents of a world model. None trains
+            one with the policy.
+    """
+
+    dataset: EpisodeDataset
+    encoder: Encoder
+    store: FrameStore
+    train_ids: NDArray[np.int64]
+    val_ids: NDArray[np.int64] | None = None
+    head: LatentHead | None = None
+
+
 class CloningTask(nn.Module):
     """Head, policy network and their loss, trained by `fit`.
 
     Args:
         config: Recipe.
         spec: What the policy is for.
-        num_tokens: Tokens per frame of the encoder.
+        num_tokens: Tokens per frame of the features.
         embed_dim: Their width.
+        has_latents: The features are planning latents already, which no head has to make.
     """
 
-    def __init__(self, config: CloningConfig, spec: ModelSpec, *, num_tokens: int, embed_dim: int) -> None:
+    def __init__(
+        self, config: CloningConfig, spec: ModelSpec, *, num_tokens: int, embed_dim: int, has_latents: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         self.spec = spec
-        self.head = build_head(config.head, num_tokens=num_tokens, embed_dim=embed_dim, seed=config.seed)
-        width = self.head.num_tokens * self.head.latent_dim
+        self.head: LatentHead | None = None
+        width = num_tokens * embed_dim
+        if not has_latents:
+            self.head = build_head(config.head, num_tokens=num_tokens, embed_dim=embed_dim, seed=config.seed)
+            width = self.head.num_tokens * self.head.latent_dim
         self.net = GoalMLP(config.policy, latent_dim=width, action_dim=spec.flat_action_dim, seed=config.seed + 1)
         self.action_normalizer = Normalizer(spec.flat_action_dim)
 
     def fit_statistics(self, store: FrameStore, episode_ids: NDArray[np.int64]) -> None:
         """Set the standardisation of tokens and actions from training episodes."""
-        chosen = store.statistics_frames(episode_ids, self.config.seed)
-        parts = np.array_split(chosen, min(32, len(chosen)))
-        self.head.standardise.fit(torch.from_numpy(store.features[part]) for part in parts)
+        if self.head is not None:
+            chosen = store.statistics_frames(episode_ids, self.config.seed)
+            parts = np.array_split(chosen, min(32, len(chosen)))
+            self.head.standardise.fit(torch.from_numpy(store.features[part]) for part in parts)
         sampler = self.sampler(store, episode_ids, seed=self.config.seed)
         actions = sampler.actions_at(sampler.starts)
         self.action_normalizer.load_state_dict(Normalizer.fit(actions).state_dict())
@@ -213,26 +243,25 @@ class CloningTask(nn.Module):
             "loss", and "squared_error" of the standardised actions: 1 is as bad as the mean action.
         """
         frames = torch.stack([batch.features, batch.goal_features], dim=1).float()  # (B, 2, N, D)
-        latents = self.head(frames).float()
+        latents = frames if self.head is None else self.head(frames).float()
         guess = self.net(latents[:, 0], latents[:, 1]).float()
         actions = self.action_normalizer(batch.actions)
         loss = functional.huber_loss(guess, actions, delta=self.config.huber_delta)
         return {"loss": loss, "squared_error": functional.mse_loss(guess.detach(), actions)}
 
-    def policy(self, encoder: Encoder) -> GoalPolicy:
-        """Policy of the present weights; a copy, so training may go on."""
-        parts = (encoder, self.head, self.net, self.action_normalizer)
+    def policy(self, encoder: Encoder, head: LatentHead | None = None) -> GoalPolicy:
+        """Policy of the present weights, a copy, so training may go on; `head` is what made latents of the features."""
+        own = self.head if head is None else head
+        if own is None:
+            raise ConfigError("the policy was learned on latents: give the head that makes them")
+        parts = (encoder, own, self.net, self.action_normalizer)
         return GoalPolicy(*copy.deepcopy(parts), spec=self.spec)
 
 
 def clone(
     config: CloningConfig,
-    dataset: EpisodeDataset,
-    encoder: Encoder,
-    store: FrameStore,
-    train_ids: NDArray[np.int64],
+    material: CloningMaterial,
     *,
-    val_ids: NDArray[np.int64] | None = None,
     run_dir: str | Path | None = None,
     eval_every: int = 0,
     precision: str = "auto",
@@ -243,11 +272,7 @@ def clone(
 
     Args:
         config: Recipe.
-        dataset: Says what the policy is for.
-        encoder: Frozen encoder that gave the features; becomes part of the policy.
-        store: Features (F, N, D) and actions of the data set, or of some of its episodes.
-        train_ids: Episodes whose actions are used.
-        val_ids: Episodes for the validation loss; None leaves it out.
+        material: Features, actions and episodes.
         run_dir: Folder of the run; None keeps nothing.
         eval_every: Steps between validations; 0 leaves only the one at the end.
         precision: "auto", "32-true" or "bf16-mixed".
@@ -261,26 +286,31 @@ def clone(
         DataError: No episode is as long as one model step, or the features are not the encoder's.
         ConfigError: `run_dir` belongs to a run with other settings.
     """
+    encoder, store, head = material.encoder, material.store, material.head
     expected = (encoder.num_tokens, encoder.embed_dim)
     if store.features.shape[1:] != expected:
         raise DataError(f"features of this encoder are (N, D) = {expected}, the store has {store.features.shape[1:]}")
-    spec = spec_of_data(dataset, action_block=config.action_block)
-    task = CloningTask(config, spec, num_tokens=encoder.num_tokens, embed_dim=encoder.embed_dim)
-    task.fit_statistics(store, train_ids)
+    if head is not None:  # frozen: the latents of all frames at once, instead of batch after batch
+        with torch.no_grad():
+            store = replace(store, features=all_latents(head, store.features).numpy().astype(np.float16))
+    spec = spec_of_data(material.dataset, action_block=config.action_block)
+    num_tokens, width = store.features.shape[1:]
+    task = CloningTask(config, spec, num_tokens=num_tokens, embed_dim=width, has_latents=head is not None)
+    task.fit_statistics(store, material.train_ids)
     report = fit(
         task,
-        task.sampler(store, train_ids, seed=config.seed),
+        task.sampler(store, material.train_ids, seed=config.seed),
         config.fit_config(
             run_dir=None if run_dir is None else str(run_dir),
             eval_every=eval_every,
             precision=precision,
             accelerator=accelerator,
         ),
-        evaluate=None if val_ids is None else _validation(task, store, val_ids),
+        evaluate=None if material.val_ids is None else _validation(task, store, material.val_ids),
         progress=progress,
         title="cloning",
     )
-    return task.policy(encoder).cpu(), report
+    return task.policy(encoder, head).cpu(), report
 
 
 def _validation(task: CloningTask, store: FrameStore, val_ids: NDArray[np.int64]) -> Evaluate:
