@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from worldmodel.commands.run import Outcome, Run, RunSettings
 from worldmodel.envs import resolve_env_id
-from worldmodel.evaluation.baselines import ManifestConfig, baseline_table, make_manifest, manifest_path
+from worldmodel.evaluation.baselines import ManifestConfig, baseline_table, check_lines, make_manifest, manifest_path
+from worldmodel.evaluation.manifest_checks import strata_of
 from worldmodel.evaluation.stats import success_interval, success_rate
 
 
@@ -33,5 +34,7 @@ def run(settings: Settings, run: Run) -> Outcome:
             name: {"success_rate": success_rate(held), "success_interval": list(success_interval(held))}
             for name, held in rows.items()
         },
+        "checks": {name: value for name, value in manifest.checks.items() if name != "start_distance_m"},
+        "strata": [asdict(stratum) for stratum in strata_of(manifest.checks["start_distance_m"])],
     }
-    return Outcome(record=record, report=(baseline_table(manifest), f"manifest: {out}"))
+    return Outcome(record=record, report=(baseline_table(manifest), *check_lines(manifest), f"manifest: {out}"))

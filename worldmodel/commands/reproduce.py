@@ -12,8 +12,9 @@ from rich.table import Table
 from worldmodel.commands import collect, evaluate, low_label, pretrain, train
 from worldmodel.commands.run import Outcome, Run, RunSettings
 from worldmodel.commands.stages import StageBook
+from worldmodel.envs import resolve_env_id
 from worldmodel.errors import ConfigError
-from worldmodel.evaluation.manifest import load_manifest
+from worldmodel.evaluation.manifest import find_manifest
 
 STAGES_FILE = "stages.json"
 
@@ -107,7 +108,7 @@ def _check_manifest(settings: evaluate.Settings) -> None:
         ConfigError: Fewer tasks than episodes.
         DataError: The manifest is missing or corrupt.
     """
-    manifest = load_manifest(settings.env if settings.manifest == "shipped" else settings.manifest)
+    manifest = find_manifest(settings.manifest, resolve_env_id(settings.env))
     if not 1 <= settings.episodes <= len(manifest):
         raise ConfigError(
             f"episodes of {settings.env} must be in [1, {len(manifest)}], the size of its manifest, "

@@ -194,10 +194,10 @@ def build_manifest(
     """
     if episodes < 1:
         raise ConfigError(f"episodes must be >= 1, got {episodes}")
-    tasks, seeds, seen = [], [], set()
+    tasks, seeds, seen, distances = [], [], set(), []
     for episode in range(episodes):
         task, agent = draw_task(env, split, seed, episode, looks=looks)
-        _check_task(env, task, episode)
+        distances.append(_check_task(env, task, episode))
         key = (task.start.tobytes(), task.goal.tobytes())
         if key in seen:
             raise SimulationError(f"task {episode} repeats an earlier one: {task.env_id} ignores its random stream")
@@ -212,11 +212,32 @@ def build_manifest(
         success_radius_m=env.success_radius_m,
         tasks=tuple(tasks),
         seeds=tuple(seeds),
+        checks={"start_distance_m": distances},
     )
 
 
+def find_manifest(source: str, env_id: str) -> Manifest:
+    """The manifest a setting means.
+
+    Args:
+        source: "shipped" for the test tasks in the package, "validation" for the validation tasks there, or the path
+            of a file.
+        env_id: Environment it must be for.
+
+    Raises:
+        ConfigError: It is for another environment, or none is shipped for this one.
+        DataError: The file is missing, unreadable or corrupt.
+    """
+    if source == "shipped":
+        return load_manifest(env_id)
+    found = _shipped(env_id, "validation") if source == "validation" else load_manifest(source)
+    if found.env_id != env_id:
+        raise ConfigError(f"manifest {source} is for {found.env_id}, not for {env_id}")
+    return found
+
+
 def load_manifest(source: str | Path) -> Manifest:
-    """Load a manifest from a file, or the one shipped for an environment.
+    """Load a manifest from a file, or the test tasks shipped for an environment.
 
     Args:
         source: Path ending in .json or .json.gz, or a name or id of `worldmodel.envs.ENV_IDS`.
@@ -227,22 +248,26 @@ def load_manifest(source: str | Path) -> Manifest:
     """
     if str(source).endswith((".json", ".json.gz")):
         return _read(Path(source))
-    env_id = resolve_env_id(str(source))
+    return _shipped(resolve_env_id(str(source)), "test")
+
+
+def _shipped(env_id: str, split: str) -> Manifest:
     names = {full: name for name, full in ENV_IDS.items()}
     if env_id not in names:
         shipped_for = ", ".join(ENV_IDS)
         raise ConfigError(f"no manifest is shipped for {env_id!r} (only for {shipped_for}); give the path of one")
-    shipped = files("worldmodel") / "assets" / "manifests" / f"{names[env_id]}.json.gz"
-    with as_file(shipped) as path:
+    name = names[env_id] if split == "test" else f"{names[env_id]}-{split}"
+    with as_file(files("worldmodel") / "assets" / "manifests" / f"{name}.json.gz") as path:
         return _read(path)
 
 
-def _check_task(env: GoalEnv, task: Task, episode: int) -> None:
-    """Refuse starts that are solved already and goal states that are not."""
+def _check_task(env: GoalEnv, task: Task, episode: int) -> float:
+    """Refuse starts that are solved already and goal states that are not; the distance from start to goal, metres."""
     env.reset(options={"task": task})
+    distance = env.goal_distance()
     if env.is_success():
         raise SimulationError(
-            f"task {episode} of {task.env_id} starts solved: {env.goal_distance():.4f} m from its goal, "
+            f"task {episode} of {task.env_id} starts solved: {distance:.4f} m from its goal, "
             f"within the radius of {env.success_radius_m} m; sample_task must return unsolved starts"
         )
     env.set_state(task.goal_state)
@@ -251,6 +276,7 @@ def _check_task(env: GoalEnv, task: Task, episode: int) -> None:
             f"the goal state of task {episode} of {task.env_id} is {env.goal_distance():.4f} m from the goal, "
             f"outside the radius of {env.success_radius_m} m: its goal image would show another task"
         )
+    return distance
 
 
 def _read(path: Path) -> Manifest:
