@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from worldmodel import __version__
-from worldmodel.cli import help_text, main
+from worldmodel.cli import help_text, main, parse
 from worldmodel.commands import COMMANDS, spoken
+from worldmodel.config import load
 from worldmodel.control.collect import CollectConfig, collect
+from worldmodel.models.checkpoint import load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,26 @@ def test_multirun_gives_one_record_per_combination(call: Call) -> None:
     assert [Path(record["path"]).name for record in records] == ["Nonereach.h5", "Nonepush.h5"]
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["outputs/a", "with space", "./lr=0.1", "../x", "don't", "back\\", "a\\'b", "a,b", "[x]", "{y}", "~/run", "ü:1#2"],
+)
+def test_words_without_a_key_reach_the_setting_they_are_for(word: str) -> None:
+    """Whatever a path may look like, it arrives as it was typed: in a list and alone, beside ordinary overrides."""
+    request = parse(["compare", word, "reference=1", "plain"])
+    settings = load("compare", request.overrides).settings
+    assert (settings.runs, settings.reference) == ((word, "plain"), "1")
+    assert load("explain", parse(["explain", word, "factor=3"]).overrides).settings.run == word
+
+
+def test_words_without_a_key_have_a_place_or_are_refused(call: Call) -> None:
+    refused(call("explain", "a", "b", "--dry-run"), "explain takes one RUN, got 2: a, b")
+    refused(call("evaluate", "push", "--dry-run"), "'push'", "key=value")
+    assert "usage: worldmodel compare RUN RUN ... [key=value" in call("compare", "--help").out
+    assert "usage: worldmodel explain RUN [key=value" in call("explain", "--help").out
+    assert "usage: worldmodel plan [key=value" in call("plan", "--help").out
+
+
 def test_a_dry_multirun_shows_every_combination_and_does_nothing(call: Call, tmp_path: Path) -> None:
     reply = call("train", "-m", "data=x.h5", "latent=compact,patch", "--dry-run", "--json")
     assert reply.status == 0, reply.err
@@ -236,7 +258,10 @@ def test_evaluate_json_keeps_its_contract(call: Call, tiny_checkpoint: Path, sma
     assert record["success_ever"] >= record["success_rate"]
     assert len(record["manifest_hash"]) == 64
     assert set(record["replan_s"]) == {"p50", "p95"}
-    assert set(record["baselines"]) == {"random", "noop", "oracle"}
+    assert set(record["baselines"]) == {"random", "noop", "oracle", "bc", "idm", "oracle_latent"}
+    assert record["model_calls_per_episode"] == 20 * 4, "a replan every three of sixty steps, four candidates each"
+    assert record["flops_per_episode"] > record["model_calls_per_episode"]
+    assert len(record["success_curve"]) == len(record["episodes_table"][0]["success"]) == 61
     assert [row["episode"] for row in record["episodes_table"]] == [0]
     assert not [key for row in record["episodes_table"] for key in row if "seconds" in key or key.endswith("_s")]
     again = call(*argv, *small, "run_dir=run", "--json")
@@ -244,6 +269,35 @@ def test_evaluate_json_keeps_its_contract(call: Call, tiny_checkpoint: Path, sma
     other = call(*argv, *small, "run_dir=run", "seed=1", "--json")
     assert other.status == 2
     assert "run" in other.err
+
+
+def test_training_seeds_are_summed_up_and_compared(
+    call: Call, tiny_checkpoint: Path, small_manifest: Path, tmp_path: Path
+) -> None:
+    model = load_checkpoint(tiny_checkpoint)
+    for parameter in model.predictor.parameters():
+        parameter.data.add_(0.01)
+    other = save_checkpoint(tmp_path / "other", model, {})
+    small = ("planner.num_samples=4", "planner.num_elites=2", "planner.num_iterations=1", "planner.horizon=1")
+    argv = ("evaluate", "env=reach", "episodes=2", f"manifest={small_manifest}", *small)
+    both = ("-m", f"checkpoint={tiny_checkpoint},{other}", "run_dir=seeds")
+    reply = call(*argv, *both)
+    assert reply.status == 0, reply.err
+    assert "between-seed std" in reply.out
+    kept = json.loads((tmp_path / "seeds" / "summary.json").read_text())
+    assert kept["training_seeds"]["checkpoints"] == 2
+    reply = call(*argv, *both, "--json")
+    records = json.loads(reply.out)
+    assert [record["agent"]["checkpoint"] for record in records] == [str(tiny_checkpoint), str(other)]
+    assert [job["success_rate"] for job in kept["jobs"]] == [record["success_rate"] for record in records]
+    reply = call("compare", "seeds", "seeds/0", "--json", "run_dir=compared")
+    assert reply.status == 0, reply.err
+    first, second = json.loads(reply.out)["arms"]
+    assert (first["training_seeds"], second["training_seeds"]) == (2, 1)
+    assert second["difference"]["test"] == "bootstrap"
+    table = (tmp_path / "seeds" / "0" / "episodes.csv").read_text().splitlines()
+    assert len(table) == 3
+    assert table[0].startswith("episode,held,ever")
 
 
 def test_evaluate_refuses_what_is_not_there(call: Call, small_manifest: Path, tiny_checkpoint: Path) -> None:

@@ -14,6 +14,7 @@ from worldmodel.commands import train
 from worldmodel.commands.run import Run
 from worldmodel.config import load
 from worldmodel.control.collect import CollectConfig, collect
+from worldmodel.data.episodes import EpisodeDataset, write_episodes
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.evaluation.evaluate import policy_agents
 from worldmodel.models.checkpoint import load_checkpoint, read_card
@@ -123,3 +124,42 @@ def test_encoding_a_few_episodes_gives_what_the_cache_gives(
     assert {k: v for k, v in metrics[0].items() if k != "loader_share"} == {
         k: v for k, v in metrics[1].items() if k != "loader_share"
     }
+
+
+def test_baselines_learn_from_the_models_data_and_stand_beside_it_from_then_on(
+    data: Path, small_manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", f"data={data}", *TINY, "run_dir=run", "cache_dir=features", "--json"]) == 0
+    capsys.readouterr()
+    where = ["env=reach", "checkpoint=run/checkpoint", f"manifest={small_manifest}"]
+    tiny = ["bc.steps=6", "bc.batch_size=8", "bc.warmup_steps=1", "idm.steps=6", "idm.batch_size=8", "idm.warmup_steps=1"]
+    oracle = ["oracle.num_samples=2", "oracle.num_elites=1", "oracle.num_iterations=1", "oracle.horizon=2"]
+    argv = ["baselines", *where, f"data={data}", *tiny, *oracle, "oracle_episodes=1", "cache_dir=features"]
+    argv += ["validation_fraction=0.25", "run_dir=floors", "--json"]
+    assert main(argv) == 0
+    first = capsys.readouterr().out
+    record = json.loads(first)["baselines"]
+    assert {name: entry["episodes"] for name, entry in record.items()} == {"bc": 2, "idm": 2, "oracle_latent": 1}
+    assert record["bc"]["budget"]["recipe"]["goals"] == "uniform"
+    assert record["idm"]["budget"]["recipe"]["mean_goal_steps"] == 1.0
+    assert record["oracle_latent"]["budget"]["planner"]["num_samples"] == 2
+    assert main(argv) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["baselines"]["oracle_latent"] == record["oracle_latent"], "continued, not repeated"
+
+    planner = ["planner.num_samples=4", "planner.num_elites=2", "planner.num_iterations=1"]
+    assert main(["evaluate", *where, *planner, "episodes=2", "run_dir=evaluation", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["baselines"]
+    assert list(result) == ["random", "noop", "oracle", "bc", "idm", "oracle_latent"]
+    assert (result["bc"]["episodes"], result["oracle_latent"]["episodes"]) == (2, 1)
+    assert result["bc"]["success_rate"] == record["bc"]["success_rate"]
+
+    assert main([*argv[:-1], "names=[bc]", f"data={tampered(data)}"]) == 2
+    assert "is not what run/checkpoint was trained on" in capsys.readouterr().err
+
+
+def tampered(data: Path) -> Path:
+    """The same episodes but for the last one."""
+    dataset = EpisodeDataset.open(data)
+    episodes = [dataset.episode(i) for i in range(len(dataset) - 1)]
+    return write_episodes(Path("other.h5"), dataset.spec, episodes).path

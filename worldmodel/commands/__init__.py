@@ -145,15 +145,51 @@ COMMANDS: dict[str, Command] = {
         positional="runs",
         takes_many=True,
     ),
+    "explain": Command(
+        summary="why the failures of an evaluation failed: search, model, cost, or out of reach",
+        keys=(
+            ("max_failures=20", "failures looked at; more are sampled (sample_seed=0)"),
+            ("factor=10", "how many times the run's own search is enlarged"),
+            ("latent_oracle.num_samples=32", "budget of the search on the true dynamics under the model's cost"),
+            ("manifest=FILE", "manifest of the run, when it was not the shipped one"),
+            ("workers=2", "processes, one thread each"),
+            ("run_dir=FOLDER", "an interrupted explanation continues in the same folder"),
+        ),
+        examples=(
+            "worldmodel explain outputs/evaluate/20260101-120000 workers=2",
+            "worldmodel explain outputs/push_run max_failures=5 factor=4",
+        ),
+        groups=("planner@latent_oracle", "planner@oracle"),
+        positional="run",
+    ),
     "manifest": Command(
         summary="draw a frozen list of held-out tasks and store floors and ceiling with it",
         keys=(
             ("env=push", "environment"),
             ("episodes=100", "number of tasks"),
             ("looks=trained", "or new_colours: the same tasks, colours drawn for each"),
+            ("split=test", "or validation: tasks of another stream, to choose settings on"),
+            ("data=FILE", "episodes of the models to be judged; tasks that overlap them are refused"),
             ("out=FILE", "file ending in .json or .json.gz"),
         ),
         examples=("worldmodel manifest env=push episodes=20 out=outputs/push.json.gz",),
+        groups=("planner@oracle",),
+    ),
+    "baselines": Command(
+        summary="cloning, inverse dynamics and an oracle with the model's cost, stored with a checkpoint",
+        keys=(
+            ("env=push", "environment whose shipped manifest is used (manifest=FILE for another)"),
+            ("checkpoint=shipped", "trained model: the one in the package, or a folder"),
+            ("data=FILE", "episodes it was trained on; the policies learn from them"),
+            ("names=[bc,idm]", "only some of bc, idm, oracle_latent"),
+            ("episodes=100", "first N tasks of the manifest (oracle_episodes=N for the slow oracle)"),
+            ("workers=2", "processes, one thread each"),
+            ("run_dir=FOLDER", "an interrupted run continues in the same folder; both environments may share one"),
+        ),
+        examples=(
+            "worldmodel baselines env=push data=outputs/push.h5 checkpoint=outputs/model/checkpoint workers=2",
+            "worldmodel baselines env=push names=[oracle_latent] oracle_episodes=20",
+        ),
         groups=("planner@oracle",),
     ),
     "reproduce": Command(

@@ -21,6 +21,7 @@ from worldmodel.evaluation.manifest import find_manifest
 from worldmodel.evaluation.result import EvalResult, summarise
 from worldmodel.evaluation.runlog import RunLog, describe
 from worldmodel.evaluation.runs import Schedule, identity_of, run_manifest
+from worldmodel.evaluation.stored_baselines import load_model_baselines
 from worldmodel.models.checkpoint import EnvSpec, load_checkpoint, read_card, resolve_checkpoint
 from worldmodel.models.policy_checkpoint import is_policy, load_policy
 from worldmodel.models.world_model import WorldModel
@@ -190,15 +191,16 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> EvalResult:
         if config.delay == MEASURED:
             factory = replace(factory, delay=kept_delay(factory, manifest, config.run_dir))
         factory.build()  # a delay that no plan is long enough for is refused here
-    flops = None
+    flops, extra = None, None
     if isinstance(factory, ModelAgents):
+        extra = load_model_baselines(factory.checkpoint, factory.checkpoint_hash, manifest)
         flops = measure_flops(factory.world_model(), factory.objective, factory.planner.horizon)
     log = None
     if config.run_dir is not None:
         log = RunLog(Path(config.run_dir), identity_of(manifest, factory, schedule))
     runs = run_manifest(manifest, factory, schedule, log=log, progress=progress)
     agent = {"checkpoint": str(factory.checkpoint), "seed": config.seed, **factory.identity()}
-    result = summarise(manifest, agent, runs, flops=flops)
+    result = summarise(manifest, agent, runs, flops=flops, extra=extra)
     if log is not None:
         log.finish(result.to_json(), runs)
     return result
