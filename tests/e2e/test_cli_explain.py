@@ -66,16 +66,15 @@ def test_what_cannot_be_explained_is_told_in_one_line(
         return message
 
     assert "give manifest=FILE" in refused(str(run))
-    assert "holds no finished evaluation" in refused(str(tmp_path), f"manifest={small_manifest}")
+    assert "holds no result.json" in refused(str(tmp_path), f"manifest={small_manifest}")
     assert "max_failures must be >= 1" in refused(str(run), f"manifest={small_manifest}", "max_failures=0")
-    record = json.loads((run / "evaluation.json").read_text())
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    (copy / "result.json").write_text((run / "result.json").read_text())
+    record = json.loads((run / "result.json").read_text())
     for change, message in (
         ({"checkpoint_hash": "0" * 64}, "is not the checkpoint of"),
         ({"type": "PolicyAgents"}, "only plans can be explained"),
         ({"planner": {"type": "Unknown"}}, "'Unknown' is no planner"),
+        ({"mystery": 1}, "written by another version"),
     ):
-        (copy / "evaluation.json").write_text(json.dumps({**record, "agent": {**record["agent"], **change}}))
-        assert message in refused(str(copy), f"manifest={small_manifest}")
+        damaged = json.dumps({**record, "agent": {**record["agent"], **change}})
+        (tmp_path / "result.json").write_text(damaged)
+        assert message in refused(str(tmp_path), f"manifest={small_manifest}")

@@ -132,7 +132,14 @@ def test_baselines_learn_from_the_models_data_and_stand_beside_it_from_then_on(
     assert main(["train", f"data={data}", *TINY, "run_dir=run", "cache_dir=features", "--json"]) == 0
     capsys.readouterr()
     where = ["env=reach", "checkpoint=run/checkpoint", f"manifest={small_manifest}"]
-    tiny = ["bc.steps=6", "bc.batch_size=8", "bc.warmup_steps=1", "idm.steps=6", "idm.batch_size=8", "idm.warmup_steps=1"]
+    tiny = [
+        "bc.steps=6",
+        "bc.batch_size=8",
+        "bc.warmup_steps=1",
+        "idm.steps=6",
+        "idm.batch_size=8",
+        "idm.warmup_steps=1",
+    ]
     oracle = ["oracle.num_samples=2", "oracle.num_elites=1", "oracle.num_iterations=1", "oracle.horizon=2"]
     argv = ["baselines", *where, f"data={data}", *tiny, *oracle, "oracle_episodes=1", "cache_dir=features"]
     argv += ["validation_fraction=0.25", "run_dir=floors", "--json"]
