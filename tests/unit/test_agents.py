@@ -368,7 +368,7 @@ def test_the_robot_goes_on_while_a_plan_is_made(window: int, delay: int, blocks:
         if steps <= 0:
             break
         np.testing.assert_array_equal(taken[start : start + steps], plan.actions[0].reshape(-1, 2).numpy()[:steps])
-        context = cost_fn._context  # type: ignore[attr-defined]
+        context = cost_fn.cost_fn._context  # type: ignore[attr-defined]
         np.testing.assert_allclose(context.latent.visual[0, -1].flatten()[:2].numpy(), states[start], atol=2e-2)
         assert context.actions.shape[1] == context.latent.visual.shape[1] - 1 <= window - 1
     assert len(planner.calls) == 12 // late

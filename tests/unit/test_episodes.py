@@ -238,7 +238,8 @@ def test_the_table_of_episodes_is_read_by_pandas(tmp_path: Path, manifest: Manif
     table = pandas.read_csv(tmp_path / TABLE)
     assert list(table.columns) == [*first.result.to_dict(), "replan_p50_s", "replan_p95_s", "model_calls"]
     assert table["held"].dtype == bool
-    assert table["final_distance_m"].tolist() == [first.result.final_distance_m, second.result.final_distance_m]
+    distances = [first.result.final_distance_m, second.result.final_distance_m]
+    assert table["final_distance_m"].tolist() == pytest.approx(distances, abs=1e-12)
     assert table["success"][0].replace(" ", "") == first.result.success
     assert table["replan_p50_s"][0] == 0.25
     assert table["model_calls"].tolist() == [7, 0]

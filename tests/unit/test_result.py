@@ -47,7 +47,8 @@ class Stored(Manifest):
     """A manifest without tasks, for what is stored with one."""
 
     def __init__(self, baselines: dict[str, Baseline]) -> None:
-        for name, value in {"env_id": "worldmodel/Push-v0", "baselines": baselines}.items():
+        checks = {"start_distance_m": [0.2, 0.3, 0.1, 0.25, 0.15, 0.35]}
+        for name, value in {"env_id": "worldmodel/Push-v0", "baselines": baselines, "checks": checks}.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -74,6 +75,14 @@ def test_numbers_are_those_counted_by_hand() -> None:
     assert record["replan_s"] == {"p50": pytest.approx(0.2), "p95": pytest.approx(0.3)}
     assert record["model_calls_per_episode"] == 30
     assert record["flops_per_episode"] == 3 * 100 + 30 * 7, "the goal, a frame per replan, and the candidates"
+
+
+def test_success_by_difficulty_counts_what_was_run_in_thirds_of_the_whole_manifest() -> None:
+    strata = result().to_json()["strata"]
+    assert [(part["name"], part["tasks"]) for part in strata] == [("near", [2]), ("middle", [0, 3]), ("far", [1])]
+    assert [(part["low_m"], part["high_m"]) for part in strata] == [(0.1, 0.15), (0.2, 0.25), (0.3, 0.35)]
+    assert [part["success_rate"] for part in strata] == [0.0, 1.0, 0.0]
+    assert strata[1]["success_interval"] == list(wilson_interval(2, 2))
 
 
 def test_a_row_without_moments_leaves_the_curve_out() -> None:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rich.console import RenderableType
+
 from worldmodel.commands.run import Outcome, Run, RunSettings
 from worldmodel.evaluation.evaluate import EvaluateConfig, evaluate
 from worldmodel.evaluation.result import EvalResult
 from worldmodel.evaluation.spread import SeedSpread, jobs_json, jobs_table
+from worldmodel.evaluation.stored_baselines import MODEL_BASELINES
 
 
 @dataclass(kw_only=True)
@@ -25,7 +28,13 @@ def run(settings: Settings, run: Run) -> Outcome:
     )
     run.kept = f"finished episodes are in {run.folder}; continue with run_dir={run.folder}"
     result = evaluate(replace(settings, run_dir=str(run.folder)), progress=run.progress)
-    return Outcome(record=result.to_json(), report=(result.table(), f"run folder: {run.folder}"))
+    report: list[RenderableType] = [result.table(), f"run folder: {run.folder}"]
+    if missing := [name for name in MODEL_BASELINES if result.baselines[name] is None]:
+        where = f"env={settings.env} checkpoint={settings.checkpoint} data=FILE"
+        report.append(f"{', '.join(missing)}: `worldmodel baselines {where}` computes and stores them")
+    if failed := sum(not row.held for row in result.rows):
+        report.append(f"why {failed} failed: `worldmodel explain {run.folder}`")
+    return Outcome(record=result.to_json(), report=tuple(report))
 
 
 def summary(records: Sequence[dict[str, Any]]) -> Outcome:

@@ -55,21 +55,19 @@ class Problem:
 class CountedCost:
     """A cost function that counts what it was asked, per problem, in the unit of `Planner.num_calls`.
 
-    Args:
-        cost_fn: Does the scoring.
-
     Attributes:
+        cost_fn: Does the scoring.
         num_calls: Sequences scored so far; one that is to be differentiated counts three times.
     """
 
     def __init__(self, cost_fn: CostFn) -> None:
-        self._cost_fn = cost_fn
+        self.cost_fn = cost_fn
         self.num_calls = 0
 
     def __call__(self, actions: Tensor) -> Tensor:
         """See `CostFn`."""
         self.num_calls += actions.shape[1] * (3 if actions.requires_grad else 1)
-        return self._cost_fn(actions)
+        return self.cost_fn(actions)
 
 
 class PlanningAgent(ABC):

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from worldmodel.errors import DataError
 from worldmodel.evaluation.episodes import EpisodeResult, EpisodeRun
 from worldmodel.evaluation.flops import ModelFlops
 from worldmodel.evaluation.manifest import Baseline, Manifest
+from worldmodel.evaluation.manifest_checks import Stratum, strata_of
 from worldmodel.evaluation.runlog import IDENTITY, RESULT, describe
 from worldmodel.evaluation.stats import Difference, Interval, difference_of, quantile, wilson_interval
+from worldmodel.evaluation.stored_baselines import MODEL_BASELINES
 
-BASELINES = ("random", "noop", "oracle", "bc", "idm", "oracle_latent")
+BASELINES = ("random", "noop", "oracle", *MODEL_BASELINES)
 """Rows that stand beside the model in every result, null where they were not computed."""
 
 
@@ -146,6 +148,7 @@ class EvalResult:
         budgets: What those agents were allowed.
         agent: Description of the evaluated agent: checkpoint hash, planner, objective, seed.
         hardware: Where it ran.
+        strata: Thirds of the manifest by distance from start to goal; none where it does not say.
     """
 
     env_id: str
@@ -159,6 +162,7 @@ class EvalResult:
     budgets: Mapping[str, Mapping[str, Any]]
     agent: Mapping[str, Any]
     hardware: Mapping[str, Any]
+    strata: tuple[Stratum, ...] = ()
 
     @property
     def score(self) -> Score:
@@ -181,6 +185,7 @@ class EvalResult:
             "env": self.env_id,
             **self.score.to_json(),
             "manifest_hash": self.manifest_hash,
+            "strata": [self._stratum_json(stratum) for stratum in self.strata],
             "replan_s": {"p50": self.replan_p50_s, "p95": self.replan_p95_s},
             "model_calls_per_episode": self.model_calls_per_episode,
             "flops_per_episode": self.flops_per_episode,
@@ -212,6 +217,7 @@ class EvalResult:
                 budgets=record["baseline_budgets"],
                 agent=record["agent"],
                 hardware=record["hardware"],
+                strata=tuple(_stratum_of(entry) for entry in record.get("strata", ())),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"this is not the record of an evaluation: {type(error).__name__} {error}") from error
@@ -249,6 +255,12 @@ class EvalResult:
             table.add_row(f"{name}{fewer}", *_cells(entry.score, points_of(entry.difference)))
         return table
 
+    def _stratum_json(self, stratum: Stratum) -> dict[str, Any]:
+        held = sum(row.held for row in self.rows if row.episode in stratum.tasks)
+        count = len(stratum.tasks)
+        rates = {"success_rate": held / count, "success_interval": list(wilson_interval(held, count))}
+        return {**asdict(stratum), "tasks": list(stratum.tasks), "episodes": count, **rates}
+
     def _caption(self) -> str:
         """Intervals, manifest, and what a plan and an episode cost."""
         parts = [f"95 % Wilson intervals, differences paired by bootstrap; manifest {self.manifest_hash[:12]}"]
@@ -258,6 +270,9 @@ class EvalResult:
             parts.append(f"{self.model_calls_per_episode:.0f} model calls an episode")
         if self.flops_per_episode:
             parts.append(f"{self.flops_per_episode / 1e9:.3g} GFLOP")
+        for entry in map(self._stratum_json, self.strata):
+            place = f"{entry['name']} ({100 * entry['low_m']:.0f}-{100 * entry['high_m']:.0f} cm)"
+            parts.append(f"{place} {100 * entry['success_rate']:.0f} % of {entry['episodes']}")
         return ", ".join(parts)
 
 
@@ -296,7 +311,22 @@ def summarise(
         budgets={name: entry.budget for name, entry in beside.items()},
         agent=agent,
         hardware=hardware(),
+        strata=_strata_in(manifest, rows),
     )
+
+
+def _strata_in(manifest: Manifest, rows: Sequence[EpisodeResult]) -> tuple[Stratum, ...]:
+    """Strata of the whole manifest, each with those of its tasks that were run."""
+    distances = manifest.checks.get("start_distance_m")
+    if distances is None:
+        return ()
+    run = {row.episode for row in rows}
+    parts = [replace(part, tasks=tuple(task for task in part.tasks if task in run)) for part in strata_of(distances)]
+    return tuple(part for part in parts if part.tasks)
+
+
+def _stratum_of(record: Mapping[str, Any]) -> Stratum:
+    return Stratum(name=record["name"], low_m=record["low_m"], high_m=record["high_m"], tasks=tuple(record["tasks"]))
 
 
 def hardware() -> dict[str, Any]:
