@@ -18,6 +18,7 @@ from worldmodel.evaluation.stats import (
     difference_of,
     episodes_needed,
     mcnemar_p,
+    paired_score_interval,
     quantile,
     success_interval,
     success_rate,
@@ -274,3 +275,45 @@ def test_clustered_differences_cover_a_true_gap(seeds: int, monkeypatch: pytest.
         excluded += low > 0
     assert hits / 200 > 0.88
     assert excluded / 200 > 0.1, "an interval that always holds zero would cover, too"
+
+
+@pytest.mark.parametrize("trials", [8, 30, 100])
+def test_the_paired_score_interval_has_its_closed_forms_where_all_tasks_agree(trials: int) -> None:
+    width = 1.959964**2 / (trials + 1.959964**2)
+    assert paired_score_interval(0, 0, trials) == pytest.approx((-width, width), abs=1e-6)
+    assert paired_score_interval(trials, 0, trials) == pytest.approx((1 - 2 * width, 1.0), abs=1e-6)
+    assert paired_score_interval(0, trials, trials) == pytest.approx((-1.0, 2 * width - 1), abs=1e-6)
+
+
+def test_the_paired_score_interval_is_the_inverse_of_its_test() -> None:
+    """It leaves zero out exactly when McNemar's statistic without correction is significant (statsmodels)."""
+    for only_first in range(12):
+        for only_second in range(12):
+            low, high = paired_score_interval(only_first, only_second, 40)
+            assert low < (only_first - only_second) / 40 < high
+            table = [[0, only_first], [only_second, 0]]
+            differs = only_first != only_second and mcnemar(table, exact=False, correction=False).pvalue < 0.05
+            assert (low > 0 or high < 0) == differs
+
+
+def test_the_paired_score_interval_covers_a_true_gap() -> None:
+    counts = np.random.default_rng(0).multinomial(30, [0.2, 0.05, 0.75], size=1000)
+    held = [low <= 0.15 <= high for low, high in (paired_score_interval(int(b), int(c), 30) for b, c, _ in counts)]
+    assert 0.92 < np.mean(held) < 0.975
+
+
+def test_where_a_bootstrap_has_no_width_the_score_interval_stands_in() -> None:
+    solved = np.ones((1, 20), np.bool_)
+    assert clustered_difference(solved, solved) == paired_score_interval(0, 0, 20)
+    assert clustered_difference(solved, ~solved) == paired_score_interval(20, 0, 20)
+    assert clustered_difference(np.repeat(~solved, 3, axis=0), solved) == paired_score_interval(0, 20, 20)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "trials", "confidence"), [(3, 3, 5, 0.95), (-1, 0, 5, 0.95), (1, 1, 5, 1.0)]
+)
+def test_the_paired_score_interval_refuses_impossible_counts(
+    first: int, second: int, trials: int, confidence: float
+) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        paired_score_interval(first, second, trials, confidence)

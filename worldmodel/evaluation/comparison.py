@@ -133,11 +133,14 @@ def p_text(p: float) -> str:
 
 
 def short_names(folders: Sequence[str]) -> list[str]:
-    """A name for every folder: its last part, or as many as it takes to tell it from the others."""
+    """A name for every folder: its last part, or as many as it takes to tell it from the others.
+
+    A number alone (a job of a multirun) is no name: its folder comes with it.
+    """
     parts = [Path(folder).parts for folder in folders]
     names = []
     for own in parts:
-        length = 1
+        length = min(2 if own and own[-1].isdecimal() else 1, len(own))
         while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
             length += 1
         names.append("/".join(own[-length:]).replace("//", "/"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
 from worldmodel.errors import ConfigError
@@ -26,7 +27,7 @@ class Difference:
 
     Attributes:
         rate: Difference of their success rates.
-        interval: Its paired 95 % bootstrap interval.
+        interval: Its 95 % interval, see `clustered_difference`.
         p: Two-sided p-value that they succeed equally often.
         test: Where `p` comes from: "mcnemar" (exact), or "bootstrap" (the draws of `interval`) where an agent stands
             for several training seeds.
@@ -228,7 +229,8 @@ def clustered_difference(first: Outcomes, second: Outcomes, *, confidence: float
     """Percentile interval of the difference of two success rates on the same tasks.
 
     Tasks are resampled together, training seeds of each arm on their own. With few seeds it is too narrow: three
-    seeds hardly show how much seeds differ.
+    seeds hardly show how much seeds differ. Where every task went the same way a bootstrap has no width, and the score
+    interval over the tasks stands in (`paired_score_interval`).
 
     Args:
         first: (S1, T) bool.
@@ -244,7 +246,7 @@ def clustered_difference(first: Outcomes, second: Outcomes, *, confidence: float
     """
     _check_outcomes(first, confidence)
     _check_outcomes(second, confidence)
-    return _percentiles(_bootstrap_differences(first, second, seed), confidence)
+    return _difference_interval(first, second, _bootstrap_differences(first, second, seed), confidence)
 
 
 def difference_of(first: Outcomes, second: Outcomes, *, seed: int = 0) -> Difference:
@@ -266,12 +268,51 @@ def difference_of(first: Outcomes, second: Outcomes, *, seed: int = 0) -> Differ
     tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))  # the draws on the other side of no difference
     return Difference(
         rate=float(first.mean() - second.mean()),
-        interval=_percentiles(draws, 0.95),
+        interval=_difference_interval(first, second, draws, 0.95),
         p=mcnemar_p(ours, theirs) if is_single else min(1.0, 2 * (tail + 1) / (len(draws) + 1)),
         test="mcnemar" if is_single else "bootstrap",
         episodes=first.shape[1],
         episodes_needed=episodes_needed(ours, theirs) if is_single else None,
     )
+
+
+def paired_score_interval(only_first: int, only_second: int, trials: int, confidence: float = 0.95) -> Interval:
+    """Score interval of the difference of two success probabilities on the same tasks (Tango 1998, eq. 5 to 8).
+
+    Args:
+        only_first: Tasks that only the first agent solves.
+        only_second: Tasks that only the second solves.
+        trials: All tasks, at least as many as those two and at least 1.
+        confidence: Two-sided coverage, in (0, 1).
+
+    Raises:
+        ConfigError: A count or the confidence is out of range.
+    """
+    if trials < 1 or min(only_first, only_second) < 0 or only_first + only_second > trials:
+        raise ConfigError(f"counts must be >= 0 and fit into trials, got {only_first}, {only_second} of {trials}")
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence must be in (0, 1), got {confidence}")
+    z = float(norm.ppf(0.5 + confidence / 2))
+
+    def excess(gap: float, sign: int) -> float:
+        """Distance of the observed gap from a true one, less z standard deviations under the latter."""
+        linear = -only_first - only_second + (2 * trials - only_first + only_second) * gap
+        root = math.sqrt(max(linear * linear + 8 * trials * only_second * gap * (1 - gap), 0.0))
+        share = (root - linear) / (4 * trials)  # of tasks only the second solves, most likely under this gap
+        spread = math.sqrt(max(trials * (2 * share + gap * (1 - gap)), 0.0))
+        return sign * (only_first - only_second - trials * gap) - z * spread
+
+    observed, aside = (only_first - only_second) / trials, 1e-9  # the gap observed may have no spread: not an end
+    low = -1.0 if observed == -1 else float(brentq(excess, -1.0, observed - aside, args=(1,)))
+    high = 1.0 if observed == 1 else float(brentq(excess, observed + aside, 1.0, args=(-1,)))
+    return low, high
+
+
+def _difference_interval(first: Outcomes, second: Outcomes, draws: NDArray[np.float64], confidence: float) -> Interval:
+    if draws.min() < draws.max():
+        return _percentiles(draws, confidence)
+    only_first, only_second = _discordant(first[0].tolist(), second[0].tolist())
+    return paired_score_interval(only_first, only_second, first.shape[1], confidence)
 
 
 def _bootstrap_differences(first: Outcomes, second: Outcomes, seed: int) -> NDArray[np.float64]:
