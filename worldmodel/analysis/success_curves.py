@@ -131,7 +131,7 @@ def comparison_figure(bars: Sequence[RunBar], title: str) -> Figure:
     """
     curves = [(index, bar) for index, bar in enumerate(bars) if bar.curve is not None]
     columns = 2 if curves else 1
-    figure = Figure(figsize=(6.0 * columns, max(3.2, 1.2 + 0.45 * len(bars))), layout="constrained")
+    figure = Figure(figsize=(6.0 * columns, max(3.6, 1.4 + 0.45 * len(bars))), layout="constrained")
     grid = figure.subplots(1, columns, squeeze=False)[0]
     rates = grid[0]
     for index, bar in enumerate(bars):
@@ -160,7 +160,7 @@ def comparison_figure(bars: Sequence[RunBar], title: str) -> Figure:
     if curves:
         grid[1].set_ylim(-3, 103)
         grid[1].set_xlabel("environment step")
-        grid[1].set_ylabel("episodes with success at this step, %")
+        grid[1].set_ylabel("success at this step, %")
         grid[1].legend(frameon=False, fontsize=8)
     figure.suptitle(title)
     return figure
