@@ -16,8 +16,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from worldmodel.envs.base import Appearance
-
 CostFn = Callable[[Tensor], Tensor]
 """Maps actions (B, S, H, A) in env units to costs (B, S), lower is better. Always called with all B rows."""
 
@@ -63,7 +61,7 @@ class Goal:
     pixels: NDArray[np.uint8]
     proprio: NDArray[np.float32] | None = None
     state: NDArray[np.float64] | None = None
-    appearance: Appearance | None = None
+    appearance: Any = None
 
 
 def to_tensor(array: NDArray[Any], device: torch.device | None = None) -> Tensor:

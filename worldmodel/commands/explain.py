@@ -76,8 +76,8 @@ def run(settings: Settings, run: Run) -> Outcome:
     path = run.folder / RECORD
     path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     figure = save_figure(attribution_figure(explanation), run.folder / FIGURE)
-    report = (*_tables(explanation), *_sentences(explanation), f"record: {path}", f"figure: {figure}")
-    return Outcome(record=record, report=report)
+    lines = [*_sentences(explanation), f"record: {path}", f"figure: {figure}"]
+    return Outcome(record=record, report=(*_tables(explanation), *lines))
 
 
 def _tables(explanation: Explanation) -> tuple[Table, Table]:
