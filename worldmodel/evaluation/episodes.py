@@ -257,9 +257,8 @@ def _run_job(factory: AgentFactory, block: Block) -> list[EpisodeRun]:
             return run_block(block, agent, envs)
         finally:
             for owner in (*envs, agent):
-                getattr(
-                    owner, "close", lambda: None
-                )()  # of the agents, only those that simulate have something to free
+                # of the agents, only those that simulate have something to free
+                getattr(owner, "close", lambda: None)()
 
 
 def _stack(frames: Sequence[dict[str, Any]], envs: Sequence[GoalEnv], agent: Agent) -> dict[str, Any]:
