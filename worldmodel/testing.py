@@ -181,6 +181,10 @@ class PointMassModel:
         position = (centre / total.unsqueeze(-1) - margin) / scale
         return Latent(visual=position.float().unsqueeze(-2), proprio=proprio)
 
+    def encode_batch(self, pixels: Tensor) -> Tensor:
+        """(F, Y, X, 3) uint8 -> (F, 1, 2), as `encode`."""
+        return self.encode(pixels[None]).visual[0]
+
     def rollout(self, context: Context, actions: Tensor) -> Latent:
         """Env units (B, S, H, A) -> visual (B, S, H, 1, 2), proprio (B, S, H, 2) or None."""
         num_frames = context.latent.visual.shape[1]

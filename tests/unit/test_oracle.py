@@ -79,6 +79,8 @@ def test_latent_cost_is_the_objective_on_pictures_of_what_really_happens() -> No
                 squares.append(float((torch.from_numpy(position) - goal).square().mean()))
             expected = (0.5 * squares[0] + squares[1]) / 1.5
             assert cost[problem, candidate].item() == pytest.approx(expected, abs=2e-3), "up to the pixels"
+    alone = latent_cost(env, states[1:2], tasks[1:2], GoalDistance(step_weight=0.5))(actions[1:2])
+    assert torch.equal(alone[0], cost[1]), "whatever the company"
     exact = LatentCost(
         model,
         GoalDistance(step_weight=0.5),

@@ -67,6 +67,7 @@ def test_encode_standardises_proprio_and_returns_the_head_of_the_tokens(latent: 
     torch.testing.assert_close(result.proprio, model.proprio_normalizer(proprio))
     assert result.proprio.abs().max() < 1
     assert model.encode(pixels).proprio is None
+    torch.testing.assert_close(model.encode_batch(pixels.flatten(0, 1)), result.visual.flatten(0, 1))
 
 
 @pytest.mark.parametrize("latent", ["compact", "patch"])
@@ -133,6 +134,8 @@ def test_wrong_inputs_are_named() -> None:
     context = seen(model, 2, 1)
     with pytest.raises(ConfigError, match=r"pixels must be \(B, T, 16, 16, 3\) uint8"):
         model.encode(frames(1, 1).float())
+    with pytest.raises(ConfigError, match=r"pixels must be \(F, 16, 16, 3\) uint8"):
+        model.encode_batch(frames(1, 1))
     with pytest.raises(ConfigError, match=r"pixels must be .* got \(1, 16, 16, 3\)"):
         model.encode(frames(1, 1)[0])
     with pytest.raises(ConfigError, match=r"proprio must be \(B, T, P\) = \(1, 2, 3\)"):

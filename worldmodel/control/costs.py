@@ -37,6 +37,10 @@ class PlanningModel(Protocol):
         """(B, T, Y, X, 3) uint8 and (B, T, P) or None -> visual (B, T, N, D), proprio (B, T, P) or None."""
         ...
 
+    def encode_batch(self, pixels: Tensor) -> Tensor:
+        """Latents (F, N, D) of frames (F, Y, X, 3) uint8 in one pass; their last bits depend on F."""
+        ...
+
     def rollout(self, context: Context, actions: Tensor) -> Latent:
         """Env units (B, S, H, A) -> visual (B, S, H, N, D), proprio (B, S, H, P) or None."""
         ...

@@ -133,16 +133,15 @@ class SimulatedLatentCost:
         blocks = env_blocks(actions, self._env, len(self._tasks), self._world_model.spec.action_block)
         num_samples, horizon = blocks.shape[1:3]
         scored = self._objective.scored_steps(horizon)
-        pictures = []
-        for problem, task in enumerate(self._tasks):
+        visual = self._goal.visual.expand(-1, num_samples, horizon, -1, -1).clone()
+        for problem, task in enumerate(self._tasks if any(scored) else ()):
             self._env.reset(options={"task": task})
+            pictures: list[np.ndarray] = []
             for candidate in range(num_samples):
                 pictures += self._simulate(self._states[problem], blocks[problem, candidate], scored)
-        visual = self._goal.visual.expand(-1, num_samples, horizon, -1, -1).clone()
-        if pictures:
-            frames = torch.from_numpy(np.stack(pictures)).unflatten(0, (len(self._tasks) * num_samples, sum(scored)))
-            seen = self._world_model.encode(frames).visual.unflatten(0, (len(self._tasks), num_samples))
-            visual[:, :, list(scored)] = seen.to(visual)
+            # problem by problem: the bits of a latent depend on how many frames are encoded with it
+            seen = self._world_model.encode_batch(torch.from_numpy(np.stack(pictures)))
+            visual[problem][:, list(scored)] = seen.unflatten(0, (num_samples, sum(scored))).to(visual)
         cost: Tensor = self._objective(Latent(visual=visual), self._goal, actions.to(visual.device))
         return cost.to(actions)
 

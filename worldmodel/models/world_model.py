@@ -146,8 +146,8 @@ class WorldModel(nn.Module):
     def encode(self, pixels: Tensor, proprio: Tensor | None = None) -> Latent:
         """Latent of real frames.
 
-        Frames are encoded one by one: the same frame gives the same bits whatever it is encoded with. Encoders of
-        this size gain little from larger batches on a CPU; bulk encoding for training lives in `learning.features`.
+        Frames are encoded one by one: the same frame gives the same bits whatever it is encoded with. `encode_batch`
+        is faster for many; bulk encoding for training lives in `learning.features`.
 
         Args:
             pixels: (B, T, Y, X, 3) uint8.
@@ -156,16 +156,37 @@ class WorldModel(nn.Module):
         Raises:
             ConfigError: Wrong shape or dtype.
         """
-        size = self.spec.image_size
-        if pixels.dim() != 5 or tuple(pixels.shape[2:]) != (size, size, 3) or pixels.dtype != torch.uint8:
-            expected = f"(B, T, {size}, {size}, 3) uint8"
-            raise ConfigError(f"pixels must be {expected}, got {tuple(pixels.shape)} {pixels.dtype}")
+        self._check_pixels(pixels, "B, T")
         problems, frames = pixels.shape[:2]
         with torch.no_grad():
             moved = pixels.to(self.device).flatten(0, 1)
             latents = [self.head(self.encoder.encode_frames(moved[i : i + 1, None].clone())) for i in range(len(moved))]
             visual = torch.cat(latents).view(problems, frames, self.head.num_tokens, self.head.latent_dim)
             return Latent(visual=visual, proprio=None if proprio is None else self._normal_proprio(proprio, pixels))
+
+    @torch.no_grad()
+    def encode_batch(self, pixels: Tensor) -> Tensor:
+        """Latents of many frames in one pass; their last bits depend on how many there are.
+
+        Args:
+            pixels: (F, Y, X, 3) uint8.
+
+        Returns:
+            (F, N, D).
+
+        Raises:
+            ConfigError: Wrong shape or dtype.
+        """
+        self._check_pixels(pixels, "F")
+        latents: Tensor = self.head(self.encoder.encode_frames(pixels.to(self.device).unsqueeze(1)))
+        return latents.squeeze(1)
+
+    def _check_pixels(self, pixels: Tensor, leading: str) -> None:
+        """Refuse frames of another shape or dtype; `leading` names the dimensions before (Y, X, 3)."""
+        size, count = self.spec.image_size, leading.count(",") + 1
+        if tuple(pixels.shape[count:]) != (size, size, 3) or pixels.dim() != count + 3 or pixels.dtype != torch.uint8:
+            expected = f"({leading}, {size}, {size}, 3) uint8"
+            raise ConfigError(f"pixels must be {expected}, got {tuple(pixels.shape)} {pixels.dtype}")
 
     def _normal_proprio(self, proprio: Tensor, pixels: Tensor) -> Tensor:
         expected = (*pixels.shape[:2], len(self.spec.proprio_names))
