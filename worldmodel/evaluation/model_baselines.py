@@ -69,7 +69,7 @@ class ModelBaselinesConfig:
     bc: CloningConfig = field(default_factory=CloningConfig)
     idm: CloningConfig = field(default_factory=lambda: CloningConfig(goals="geometric", mean_goal_steps=1.0))
     oracle: Planner = field(
-        default_factory=lambda: CEM(num_samples=32, num_elites=6, num_iterations=2, horizon=4, action_repeat=3)
+        default_factory=lambda: CEM(num_samples=64, num_elites=8, num_iterations=3, horizon=5, action_repeat=3)
     )
     oracle_replan_every: int = 2
     validation_fraction: float = 0.05
