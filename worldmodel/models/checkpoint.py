@@ -24,11 +24,13 @@ from torch import Tensor, nn
 
 from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import CheckpointError, WorldModelError
+from worldmodel.models.ac_predictor import ACPredictorConfig
 from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.frozen_encoders import ConvEncoderConfig, PatchEncoderConfig, TimmEncoderConfig, build_encoder
 from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig, build_head
+from worldmodel.models.masked_predictor import MaskedPredictorConfig
 from worldmodel.models.policy import GoalMLPConfig
 from worldmodel.models.temporal_distance import TemporalDistance, TemporalDistanceConfig
 from worldmodel.models.vit import ViTConfig
@@ -36,6 +38,7 @@ from worldmodel.models.world_model import ModelSpec, WorldModel
 
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 16 * 2**20
+LARGE_MODEL_BYTES, LARGE_FILE_BYTES = 256 * 2**20, 2**30  # never shipped; a single tensor may exceed MAX_FILE_BYTES
 CARD = "card.json"
 SHIPPED = "shipped"
 STORAGE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -43,16 +46,14 @@ STORAGE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _CONFIGS: dict[str, type[Any]] = {
     config.__name__: config
     for config in (
-        ViTConfig,
-        TimmEncoderConfig,
-        PatchEncoderConfig,
-        ConvEncoderConfig,
-        CompactHeadConfig,
-        IdentityHeadConfig,
+        *(ViTConfig, TimmEncoderConfig, PatchEncoderConfig, ConvEncoderConfig),
+        *(CompactHeadConfig, IdentityHeadConfig),
         ResidualMLPConfig,
         TransformerPredictorConfig,
         TemporalDistanceConfig,
         GoalMLPConfig,
+        MaskedPredictorConfig,
+        ACPredictorConfig,
     )
 }
 
@@ -88,7 +89,7 @@ def save_checkpoint(
         The folder.
 
     Raises:
-        CheckpointError: The card is not finite JSON, weights are not finite, or a single tensor exceeds 16 MiB.
+        CheckpointError: The card is not finite JSON, weights are not finite, or a tensor exceeds a file.
     """
     configs = {
         "encoder": config_record(world_model.encoder),
@@ -343,14 +344,15 @@ def _stored(module: nn.Module, prefix: str, encoder_dtype: torch.dtype) -> dict[
 
 
 def _shards(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Cut a state into files of at most `MAX_FILE_BYTES`, header included."""
+    """Cut a state into files of at most `MAX_FILE_BYTES` (of a large model, `LARGE_FILE_BYTES`), header included."""
+    limit = MAX_FILE_BYTES if sum(value.nbytes for value in state.values()) <= LARGE_MODEL_BYTES else LARGE_FILE_BYTES
     shards: list[dict[str, Tensor]] = [{}]
     used = 0
     for name, tensor in state.items():
         size = tensor.numel() * tensor.element_size() + len(name) + 128  # 128: bound on a header entry
-        if size > MAX_FILE_BYTES:
+        if size > limit:
             raise CheckpointError(f"{name} takes {size / 2**20:.1f} MiB, more than a file may hold (16 MiB)")
-        if used + size > MAX_FILE_BYTES:
+        if used + size > limit:
             shards.append({})
             used = 0
         shards[-1][name] = tensor

@@ -7,6 +7,7 @@ never trained here are in `frozen_encoders.py`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,10 @@ from worldmodel.models.vit import (
     RopeGrid,
     ViTConfig,
     gather_tokens,
-    grid_positions,
     init_transformer,
     patchify,
-    sincos_table,
+    position_table,
+    run_blocks,
 )
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -90,6 +91,9 @@ class VideoViT(Encoder):
     Args:
         config: Sizes and position embedding.
         seed: Seed of the initial weights.
+
+    Attributes:
+        checkpoint_activations: Trade time for memory in training; see `run_blocks`.
     """
 
     pixel_mean: Tensor
@@ -99,6 +103,7 @@ class VideoViT(Encoder):
     def __init__(self, config: ViTConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_activations = False
         self.image_size = config.image_size
         self.embed_dim = config.embed_dim * max(1, len(config.taps))
         self.num_tokens = config.grid[1] * config.grid[2]
@@ -112,8 +117,7 @@ class VideoViT(Encoder):
         if config.pos_embed == "rope":
             self.rope = RopeGrid(config.grid, config.embed_dim // config.num_heads, tiled=config.rope_tiled)
         else:
-            table = sincos_table(grid_positions(config.grid), config.embed_dim)
-            self.register_buffer("pos_table", table, persistent=False)
+            self.register_buffer("pos_table", position_table(config, config.embed_dim), persistent=False)
         self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
@@ -147,10 +151,21 @@ class VideoViT(Encoder):
     def forward_patches(self, patches: Tensor, keep: Tensor | None = None) -> Tensor:
         """As `forward`, from `patchify`'s output (B, tokens, patch_dim), so that several masks share one cut."""
         x, rope = self._embed(patches, keep)
-        for block in self.blocks:
-            x = block(x, rope)
-        out: Tensor = self.norm(x)
+        out: Tensor = self.norm(run_blocks(self.blocks, x, rope, checkpointed=self.checkpoint_activations))
         return out
+
+    def forward_levels(self, patches: Tensor, levels: Sequence[int]) -> Tensor:
+        """Outputs of several blocks, each layer-normed without affine, side by side.
+
+        Args:
+            patches: `patchify`'s output (B, tokens, patch_dim).
+            levels: Blocks, counted from 0.
+
+        Returns:
+            (B, tokens, len(levels) * D), in the order of `levels`.
+        """
+        x, rope = self._embed(patches, None)
+        return self._levels(x, rope, levels)
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """Encode each frame as a clip of one tubelet that repeats it; see `Encoder.encode_frames`.
@@ -163,14 +178,18 @@ class VideoViT(Encoder):
         single = pixels.flatten(0, 1).permute(0, 3, 1, 2).unsqueeze(1).float() / 255.0  # (B*T, 1, 3, Y, X)
         clip = single.expand(-1, self.config.tubelet_size, -1, -1, -1)
         x, rope = self._embed(self.patchify(clip), None)
+        return self._levels(x, rope, self.config.taps).view(batch, frames, self.num_tokens, self.embed_dim)
+
+    def _levels(self, x: Tensor, rope: Rope | None, levels: Sequence[int]) -> Tensor:
+        """Normed outputs of the blocks `levels`, or of the final norm when there are none, concatenated."""
         tapped: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
             x = block(x, rope)
-            if index in self.config.taps:
+            if index in levels:
                 tapped[index] = x
-        outputs = [tapped[tap] for tap in self.config.taps] or [self.norm(x)]
+        outputs = [tapped[level] for level in levels] or [self.norm(x)]
         normed = [F.layer_norm(out, (self.config.embed_dim,), eps=LAYER_NORM_EPS) for out in outputs]
-        return torch.cat(normed, dim=-1).view(batch, frames, self.num_tokens, self.embed_dim)
+        return torch.cat(normed, dim=-1)
 
     def _embed(self, patches: Tensor, keep: Tensor | None) -> tuple[Tensor, Rope | None]:
         if keep is not None:

@@ -17,9 +17,9 @@ from worldmodel.models.vit import (
     Block,
     RopeGrid,
     ViTConfig,
-    grid_positions,
     init_transformer,
-    sincos_table,
+    position_table,
+    run_blocks,
 )
 
 
@@ -57,6 +57,9 @@ class MaskedPredictor(nn.Module):
         encoder: Config of the encoder whose tokens it reads.
         target_dim: Numbers per token that it predicts; None for as many as the encoder gives.
         seed: Seed of the initial weights.
+
+    Attributes:
+        checkpoint_activations: Trade time for memory in training; see `run_blocks`.
     """
 
     pos_table: Tensor
@@ -66,6 +69,8 @@ class MaskedPredictor(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.encoder_config = encoder
+        self.checkpoint_activations = False
         self.uses_rope = encoder.pos_embed == "rope"
         self.mask_tokens = nn.Parameter(torch.zeros(config.num_mask_tokens, config.embed_dim))
         with seeded_weights(seed):  # new layers draw from the global stream, even where they are initialised again
@@ -79,8 +84,7 @@ class MaskedPredictor(nn.Module):
         if self.uses_rope:
             self.rope = RopeGrid(encoder.grid, config.embed_dim // config.num_heads, tiled=encoder.rope_tiled)
         else:
-            table = sincos_table(grid_positions(encoder.grid), config.embed_dim)
-            self.register_buffer("pos_table", table, persistent=False)
+            self.register_buffer("pos_table", position_table(encoder, config.embed_dim), persistent=False)
 
     def forward(
         self, context: Tensor, keep: Tensor, target: Tensor, *, mask_type: int = 0, with_context: bool = False
@@ -105,7 +109,6 @@ class MaskedPredictor(nn.Module):
         rope = self.rope(index) if self.uses_rope else None
         if not self.uses_rope:
             x = x + self.pos_table[index]
-        for block in self.predictor_blocks:
-            x = block(x, rope)
+        x = run_blocks(self.predictor_blocks, x, rope, checkpointed=self.checkpoint_activations)
         out: Tensor = self.predictor_proj(self.predictor_norm(x if with_context else x[:, visible:]))
         return out

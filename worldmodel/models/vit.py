@@ -7,12 +7,14 @@ timm and the published V-JEPA state dicts (`blocks.0.attn.qkv.weight`).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from worldmodel.errors import ConfigError
 
@@ -29,7 +31,8 @@ class ViTConfig:
         image_size: Height and width of a frame, pixels.
         patch_size: Side of a patch, pixels.
         tubelet_size: Frames in one token.
-        num_frames: Frames of a full clip; shorter clips are accepted, longer ones are not.
+        num_frames: Frames of a full clip; shorter clips are accepted, longer ones are not. 1, with tubelet_size=1,
+            makes an encoder of single images (I-JEPA, arXiv:2301.08243).
         embed_dim: Width D of a token.
         depth: Number of blocks.
         num_heads: Attention heads; the head width must be even and, with RoPE, at least 6.
@@ -195,19 +198,28 @@ class RopeGrid(nn.Module):
 
 
 def sincos_table(positions: Tensor, embed_dim: int) -> Tensor:
-    """Fixed 3-D sine-cosine embedding of V-JEPA 1 with equal power per axis.
+    """Fixed sine-cosine embedding of V-JEPA 1 with equal power per axis.
 
     Args:
-        positions: (N, 3) time, row, column.
+        positions: (N, 3) time, row, column, or (N, 2) row, column.
         embed_dim: Width D.
 
     Returns:
-        (N, D) float32: per axis [sin | cos] of width 2 * ceil(D / 6), concatenated and cut to D.
+        (N, D) float32: per axis [sin | cos] of width 2 * ceil(D / (2 * axes)), concatenated and cut to D.
     """
-    axis_dim = 2 * math.ceil(embed_dim / 6)
+    axis_dim = 2 * math.ceil(embed_dim / (2 * positions.shape[-1]))
     frequency = 10000.0 ** (-torch.arange(axis_dim // 2, dtype=torch.float64) / (axis_dim / 2))
-    angle = positions.to(torch.float64).unsqueeze(-1) * frequency  # (N, 3, axis_dim / 2)
+    angle = positions.to(torch.float64).unsqueeze(-1) * frequency  # (N, axes, axis_dim / 2)
     return torch.cat((angle.sin(), angle.cos()), dim=-1).flatten(-2)[:, :embed_dim].float()
+
+
+def position_table(config: ViTConfig, embed_dim: int) -> Tensor:
+    """Sine-cosine embedding (N, embed_dim) of a full clip.
+
+    An encoder of single images (num_frames=1, I-JEPA's case) gives all of the width to rows and columns, as published.
+    """
+    positions = grid_positions(config.grid)
+    return sincos_table(positions[:, 1:] if config.num_frames == 1 else positions, embed_dim)
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
@@ -224,13 +236,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x: Tensor, rope: Rope | None) -> Tensor:
-        """Map x (B, K, D) -> (B, K, D); `rope` is a `RopeGrid` output for these tokens."""
+    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None = None) -> Tensor:
+        """Map x (B, K, D) -> (B, K, D).
+
+        Args:
+            x: Tokens.
+            rope: A `RopeGrid` output for these tokens.
+            mask: (K, K) bool, True where a token (row) may attend to another; None for everywhere.
+        """
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).unbind(2)  # each (B, K, heads, d)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(batch, tokens, width))
         return projected
 
@@ -245,11 +264,38 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(embed_dim, hidden_features=int(embed_dim * mlp_ratio))
 
-    def forward(self, x: Tensor, rope: Rope | None) -> Tensor:
-        """Map x (B, K, D) -> (B, K, D)."""
-        x = x + self.attn(self.norm1(x), rope)
+    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None = None) -> Tensor:
+        """Map x (B, K, D) -> (B, K, D); arguments as for `Attention`."""
+        x = x + self.attn(self.norm1(x), rope, mask)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    x: Tensor,
+    rope: Rope | None,
+    mask: Tensor | None = None,
+    *,
+    checkpointed: bool = False,
+) -> Tensor:
+    """Apply blocks in order, x (B, K, D) -> (B, K, D).
+
+    Args:
+        blocks: `Block`s.
+        x: Tokens.
+        rope: As for `Block`.
+        mask: As for `Block`.
+        checkpointed: Keep only the tokens between blocks for the backward pass and compute the rest again: the same
+            gradients for about a third more time and a fraction of the memory (Chen et al., arXiv:1604.06174).
+    """
+    for block in blocks:
+        if checkpointed and torch.is_grad_enabled():
+            # no dropout in a block, so there is no random state to keep
+            x = checkpoint(block, x, rope, mask, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = block(x, rope, mask)
+    return x
 
 
 def init_transformer(module: nn.Module, generator: torch.Generator) -> None:
