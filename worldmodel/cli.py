@@ -249,10 +249,10 @@ def help_text(command: str | None = None) -> str:
         names = "\n".join(f"  {spoken(name):<16}{entry.summary}" for name, entry in COMMANDS.items())
         return (
             "worldmodel: plan robot manipulation in V-JEPA representations\n"
-            f"usage: worldmodel COMMAND [key=value ...] [flags]\n\n{names}\n\n{_FLAG_HELP}\n\n"
+            "usage: worldmodel COMMAND [key=value ...] [flags]      keys and examples: worldmodel COMMAND --help\n\n"
+            f"{names}\n\n{_FLAG_HELP}\n\n"
             "start with:\n  worldmodel plan                     watch the shipped model push a block\n"
-            "  worldmodel evaluate episodes=10     measure it\n"
-            "  worldmodel COMMAND --help           keys and examples of a command"
+            "  worldmodel evaluate episodes=10     measure it"
         )
     entry = COMMANDS[command]
     keys = "\n".join(f"  {key:<22}{text}" for key, text in entry.keys)

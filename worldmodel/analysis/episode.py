@@ -228,7 +228,7 @@ def watch(
         dt_s = 1 / float(scene.metadata["render_fps"])
     finally:
         scene.close()
-    judge = _Judge(world_model, factory.objective, goal)
+    judge = Judge(world_model, factory.objective, goal)
     spec = world_model.spec
     return WatchedEpisode(
         env_id=env_id,
@@ -268,7 +268,7 @@ class _Watcher:
         self.success.append(bool(infos[0]["is_success"]))
 
 
-class _Judge:
+class Judge:
     """Latent cost to one goal image, of seen frames and of imagined steps, each as if it were the end of a plan."""
 
     def __init__(self, world_model: WorldModel, objective: Objective, goal: NDArray[np.uint8]) -> None:
@@ -305,7 +305,7 @@ class _Judge:
         return costs[0].double().cpu().numpy()
 
 
-def _log(factory: ModelAgents, agent: MPCAgent, judge: _Judge, watcher: _Watcher) -> PlanLog:
+def _log(factory: ModelAgents, agent: MPCAgent, judge: Judge, watcher: _Watcher) -> PlanLog:
     return PlanLog(
         checkpoint=factory.checkpoint_hash,
         planner=factory.planner,
@@ -318,7 +318,7 @@ def _log(factory: ModelAgents, agent: MPCAgent, judge: _Judge, watcher: _Watcher
 
 
 def _planned_steps(
-    watcher: _Watcher, world_model: WorldModel, judge: _Judge, replan_every: int
+    watcher: _Watcher, world_model: WorldModel, judge: Judge, replan_every: int
 ) -> tuple[PlannedStep, ...]:
     """Copy the plans out of their tensors, and ask the model what it expects of each in the context it was made in."""
     if not watcher.plans:

@@ -162,6 +162,23 @@ COMMANDS: dict[str, Command] = {
         groups=("planner@latent_oracle", "planner@oracle"),
         positional="run",
     ),
+    "report": Command(
+        summary="finished evaluations as one HTML file: tables, curves, videos, verdicts, settings",
+        keys=(
+            ("RUN", "run folder of an evaluation, or of `evaluate -m checkpoint=a,b,c`; several are compared"),
+            ("videos=2", "failures, and successes, of every run that are run again and filmed; 0 for none"),
+            ("explain=FOLDER", "run folder of `worldmodel explain`; found by itself where it usually lies"),
+            ("reference=RUN", "name or number (from 0) of the run the others are compared with: the first"),
+            ("manifest=FILE", "manifest of the runs, when it was not the shipped one (only videos need it)"),
+            ("workers=2", "processes that film, one thread each"),
+        ),
+        examples=(
+            "worldmodel report outputs/evaluate/20260101-120000",
+            "worldmodel report outputs/cem outputs/mppi videos=0 run_dir=outputs/cem_or_mppi",
+        ),
+        positional="runs",
+        takes_many=True,
+    ),
     "manifest": Command(
         summary="draw a frozen list of held-out tasks and store floors and ceiling with it",
         keys=(
