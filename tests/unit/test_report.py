@@ -293,6 +293,9 @@ def test_the_first_failures_and_successes_are_filmed(write: Write) -> None:
     assert [row.episode for row in chosen_rows(run.result.rows, 1)] == [1, 0]
     assert [row.episode for row in chosen_rows(run.result.rows, 9)] == [1, 2, 0, 3]
     assert chosen_rows(run.result.rows, 0) == []
+    assert [row.episode for row in chosen_rows(run.result.rows, 1, (3, 1))] == [1, 0, 3], "and those that are named"
+    with pytest.raises(ConfigError, match=r"among the 4 of the run, got \[4\]"):
+        chosen_rows(run.result.rows, 0, (4,))
     with pytest.raises(ConfigError, match="videos must be >= 0, got -1"):
         chosen_rows(run.result.rows, -1)
 

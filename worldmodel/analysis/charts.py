@@ -87,7 +87,7 @@ def rate_bars(bars: Sequence[Bar], label: str) -> Markup:
     """
     names = [_short(bar.name) for bar in bars]
     left = 16 + _CHAR_WIDTH * max(map(len, names))
-    plot, right = 290.0, 150.0
+    plot, right = 290.0, 174.0
     place = _Scale(low=0.0, high=1.0, start=left, end=left + plot)
     bottom = _ROW_HEIGHT * len(bars) + 6
     parts = [_grid_line(place(share), bottom, f"{100 * share:.0f}") for share in (0, 0.25, 0.5, 0.75, 1)]
@@ -118,7 +118,7 @@ def gap_plot(gaps: Sequence[Gap], label: str) -> Markup:
     """
     names = [_short(gap.name) for gap in gaps]
     left = 16 + _CHAR_WIDTH * max(map(len, names))
-    plot, right = 290.0, 150.0
+    plot, right = 290.0, 174.0
     furthest = max(max(abs(gap.low), abs(gap.high), abs(gap.rate)) for gap in gaps)
     limit = max(0.05, math.ceil(furthest * 20) / 20)
     place = _Scale(low=-limit, high=limit, start=left, end=left + plot)

@@ -24,7 +24,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.evaluation.attribution import Subject
 from worldmodel.evaluation.episodes import Block, EpisodeResult, agent_seed, run_block, torch_threads
 
-_SIDE = 256
+_SIDE = 320
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +48,20 @@ class FilmedEpisode:
         return seen[0] == seen[1]
 
 
-def chosen_rows(rows: Sequence[EpisodeResult], count: int) -> list[EpisodeResult]:
-    """The first so many failures and the first so many successes, failures first.
+def chosen_rows(rows: Sequence[EpisodeResult], count: int, episodes: Sequence[int] = ()) -> list[EpisodeResult]:
+    """The first so many failures and the first so many successes, failures first, then the episodes that were named.
 
     Raises:
-        ConfigError: `count` is negative.
+        ConfigError: `count` is negative, or the run has no such episode.
     """
     if count < 0:
         raise ConfigError(f"videos must be >= 0, got {count}")
     failed, held = ([row for row in rows if row.held is outcome][:count] for outcome in (False, True))
-    return failed + held
+    numbered = {row.episode: row for row in rows}
+    if missing := [number for number in episodes if number not in numbered]:
+        raise ConfigError(f"episodes to film must be among the {len(rows)} of the run, got {missing}")
+    first = {row.episode: row for row in failed + held}
+    return list((first | {number: numbered[number] for number in episodes}).values())
 
 
 def film_episodes(subject: Subject, rows: Sequence[EpisodeResult], *, workers: int = 1) -> list[FilmedEpisode]:

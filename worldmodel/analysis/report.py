@@ -143,25 +143,32 @@ def build_report(folders: Sequence[str], *, reference: str | None = None, explai
 
 
 def filmed(
-    report: Report, count: int, *, manifest: str = "shipped", checkpoint: str | None = None, workers: int = 1
+    report: Report,
+    count: int,
+    episodes: Sequence[int] = (),
+    *,
+    manifest: str = "shipped",
+    checkpoint: str | None = None,
+    workers: int = 1,
 ) -> Report:
-    """The same report with films of the first failures and successes of every run.
+    """The same report with films of the first failures and successes of every run, and of episodes that are named.
 
     A run that cannot be repeated (its checkpoint is gone, it did not plan) stays without, and a note says why.
 
     Args:
         report: Without films.
         count: Failures, and successes, per run.
+        episodes: Numbers of others.
         manifest: What the runs ran on: "shipped", "validation", or the path of a manifest.
         checkpoint: Where the runs' checkpoint lies now; None means where it lay.
         workers: Processes, one thread each.
 
     Raises:
-        ConfigError: `count` is negative.
+        ConfigError: `count` is negative, or a run has no such episode.
     """
     runs, notes = [], list(report.notes)
     for source in report.sources.runs:
-        rows = chosen_rows(source.result.rows, count)
+        rows = chosen_rows(source.result.rows, count, episodes)
         try:
             subject = read_subject(source.folder, manifest=manifest, checkpoint=checkpoint) if rows else None
             films = [] if subject is None else film_episodes(subject, rows, workers=workers)

@@ -5,6 +5,7 @@ The page's template only lays these out; nothing is computed or formatted there.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -286,7 +287,8 @@ def verdicts_grid(explanation: Explanation) -> Grid:
     rows = []
     for name, count in explanation.counts().items():
         rates = (share(count / trials), span(wilson_interval(count, trials)))
-        rows.append(Row(cells=(word(name), word(f"the task {VERDICTS[name]}"), number(count, "{}"), *rates)))
+        reason = re.sub("^succeeds", "it succeeds", VERDICTS[name])
+        rows.append(Row(cells=(word(name), word(reason), number(count, "{}"), *rates)))
     return Grid(headings=("verdict", "because", "failures", "share", "95 % interval"), rows=tuple(rows))
 
 

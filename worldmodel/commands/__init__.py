@@ -167,6 +167,7 @@ COMMANDS: dict[str, Command] = {
         keys=(
             ("RUN", "run folder of an evaluation, or of `evaluate -m checkpoint=a,b,c`; several are compared"),
             ("videos=2", "failures, and successes, of every run that are run again and filmed; 0 for none"),
+            ("episodes=[3,17]", "episodes that are filmed besides, whatever became of them"),
             ("explain=FOLDER", "run folder of `worldmodel explain`; found by itself where it usually lies"),
             ("reference=RUN", "name or number (from 0) of the run the others are compared with: the first"),
             ("manifest=FILE", "manifest of the runs, when it was not the shipped one (only videos need it)"),

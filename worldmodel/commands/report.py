@@ -18,6 +18,7 @@ class Settings(RunSettings):
         runs: Run folders of `worldmodel evaluate`, or of its multirun over the checkpoints of several training seeds.
         reference: The run that the others are compared with: its name, or its number from 0; None means the first.
         videos: Failures, and successes, of every run that are run again and filmed; 0 films none.
+        episodes: Numbers of episodes that are filmed besides.
         explain: Folders of `worldmodel explain`; a run without one is looked up in its own folder and below
             outputs/explain.
         manifest: What the runs ran on: "shipped", "validation", or the path of a manifest. Only films need it.
@@ -28,6 +29,7 @@ class Settings(RunSettings):
     runs: tuple[str, ...] = ()
     reference: str | None = None
     videos: int = 2
+    episodes: tuple[int, ...] = ()
     explain: tuple[str, ...] = ()
     manifest: str = "shipped"
     checkpoint: str | None = None
@@ -39,16 +41,17 @@ def run(settings: Settings, run: Run) -> Outcome:
     if settings.videos < 0:
         raise ConfigError(f"videos must be >= 0, got {settings.videos}")
     report = build_report(settings.runs, reference=settings.reference, explain=settings.explain)
-    if settings.videos:
+    if settings.videos or settings.episodes:
         count = len(report.sources.runs)
         run.note(
-            f"Filming up to {2 * settings.videos} episodes of {count} run{'s' if count > 1 else ''}: the first "
-            "failures and successes, run again as they were (videos=0 films none)"
+            f"Filming up to {2 * settings.videos + len(settings.episodes)} episodes of {count} "
+            f"run{'s' if count > 1 else ''}, run again as they were (videos=0 films no first failures and successes)"
         )
         with busy("filming", run.progress):
             report = filmed(
                 report,
                 settings.videos,
+                settings.episodes,
                 manifest=settings.manifest,
                 checkpoint=settings.checkpoint,
                 workers=settings.workers,
