@@ -39,6 +39,7 @@ _SCHEMA_PREFIX = "base_"
 _OPTIONS = {
     "encoder": {
         "pretrained": "worldmodel.commands.train:PretrainedEncoder",
+        "official": "worldmodel.models.pretrained:OfficialEncoderConfig",
         "vit": "worldmodel.models.vit:ViTConfig",
         "timm": "worldmodel.models.frozen_encoders:TimmEncoderConfig",
         "pixels": "worldmodel.models.frozen_encoders:PatchEncoderConfig",

@@ -108,6 +108,62 @@ def test_the_small_target_is_the_library_recipe() -> None:
     assert load("pretrain", ["data=x.h5", "target=ema"]).settings.target == VJEPAConfig()
 
 
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large", "huge", "giant"])
+def test_encoder_presets_are_the_published_sizes(size: str) -> None:
+    from worldmodel.models.sizes import sized
+
+    assert load("pretrain", ["data=x.h5", f"encoder=vit_{size}"]).settings.encoder == sized(size)
+
+
+@pytest.mark.parametrize("family", ["vjepa1", "vjepa2"])
+def test_published_recipes_are_chosen_by_name(family: str) -> None:
+    """An experiment and the three groups say the same."""
+    alone = load("pretrain", ["data=x.h5", "encoder=vit_large", f"target={family}", f"fit={family}"]).settings
+    chain = load("reproduce", [f"experiment={family}_vitl16"]).settings.pretrain
+    assert (chain.target, chain.fit) == (alone.target, alone.fit)
+    assert (chain.encoder.embed_dim, chain.encoder.depth, chain.batch_size) == (1024, 24, 3072)
+    assert chain.encoder.pos_embed == ("sincos" if family == "vjepa1" else "rope")
+    assert chain.target.mask.kind == "published"
+    assert (chain.target.predictor.embed_dim, chain.target.predictor.depth) == (384, 12)
+    momentum = (0.998, 1.0) if family == "vjepa1" else (0.99925, 0.99925)
+    assert (chain.target.ema_start, chain.target.ema_end) == momentum
+
+
+def test_published_schedules_have_the_published_length_and_ends() -> None:
+    """Vjepa.md 1.7: steps, warm-up, peak, and where the rate ends (version 1 is cut at 1 / 1.25 of its cosine)."""
+    from worldmodel.learning.fit_config import learning_rate
+
+    first, second = (load("pretrain", ["data=x.h5", f"fit={name}"]).settings.fit for name in ("vjepa1", "vjepa2"))
+    assert (first.steps, second.steps) == (90_000, 252_000)
+    for fit, start, peak in ((first, 2e-4, 6.25e-4), (second, 1e-4, 5.25e-4)):
+        assert learning_rate(fit, 0) == pytest.approx(start, rel=1e-3)
+        assert learning_rate(fit, 11_999) == pytest.approx(peak)
+    assert learning_rate(first, 89_999) == pytest.approx(7.50e-5, rel=0.01)
+    assert learning_rate(second, 239_999) == 5.25e-4
+    assert learning_rate(second, 251_999) == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["dinov2_small", "dinov2_base", "dinov2_large", "dinov3_small", "dinov3_base", "dinov3_large"]
+)
+def test_dino_presets_name_weights_that_timm_has(name: str) -> None:
+    import timm
+
+    encoder = load("train", ["data=x.h5", f"encoder={name}"]).settings.encoder
+    known = timm.get_pretrained_cfg(encoder.name)
+    assert known is not None
+    assert known.hf_hub_id or known.url
+    assert encoder.pretrained
+
+
+def test_released_weights_are_chosen_by_name() -> None:
+    from worldmodel.models.pretrained import OfficialEncoderConfig
+
+    local = load("train", ["data=x.h5", "encoder=huggingface", "encoder.path=here", "encoder.image_size=64"]).settings
+    assert local.encoder == OfficialEncoderConfig(path="here", image_size=64)
+    assert load("train", ["data=x.h5", "encoder=original"]).settings.encoder.format == "vjepa2"
+
+
 @pytest.mark.parametrize(
     ("command", "where", "chosen"),
     [

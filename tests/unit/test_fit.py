@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.learning.fit import DivergenceError, FitConfig, fit, to_device
-from worldmodel.learning.fit_config import has_native_bf16, learning_rate, step_generator
+from worldmodel.learning.fit_config import has_native_bf16, learning_rate, step_generator, weight_decay
 from worldmodel.learning.run_state import read_metrics
 
 
@@ -242,6 +242,35 @@ def test_learning_rate_warms_up_then_follows_the_stretched_cosine() -> None:
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     # three quarters of the cosine, not all of it: 89 of 115 steps
     assert rates[-1] == pytest.approx(0.5 * (1 + np.cos(np.pi * 89 / 115)))
+
+
+def test_learning_rate_may_stay_constant_and_cool_down() -> None:
+    """V-JEPA 2: from start_lr up, constant, then linear to final_lr, which the last step reaches."""
+    settings = FitConfig(steps=100, lr=1.0, start_lr=0.2, final_lr=0.1, warmup_steps=8, cooldown_steps=9)
+    rates = [learning_rate(settings, step) for step in range(100)]
+    assert rates[:8] == pytest.approx([0.2 + 0.1 * step for step in range(1, 9)])
+    assert rates[8:91] == [1.0] * 83
+    assert rates[91:] == pytest.approx([1.0 - 0.1 * step for step in range(1, 10)])
+
+
+def test_weight_decay_is_constant_or_follows_the_stretched_cosine() -> None:
+    assert weight_decay(FitConfig(steps=10), 7) == 0.04
+    settings = FitConfig(steps=100, weight_decay=0.04, final_weight_decay=0.4, stretch=1.25)
+    assert weight_decay(settings, 0) == pytest.approx(0.04)
+    assert weight_decay(settings, 100) == pytest.approx(0.4 - 0.18 * (1 + np.cos(np.pi * 0.8)))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"start_lr": 2.0}, {"start_lr": -1.0}, {"cooldown_steps": 91}, {"cooldown_steps": -1}]
+)
+def test_bad_schedules_are_named(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        FitConfig(steps=100, lr=1.0, warmup_steps=10, **changes)
+
+
+def test_a_run_without_the_younger_settings_may_go_on() -> None:
+    assert not {"start_lr", "cooldown_steps"} & set(FitConfig().fingerprint())
+    assert FitConfig(cooldown_steps=0).fingerprint()["cooldown_steps"] == 0
 
 
 def test_step_streams_are_a_function_of_seed_step_and_rank() -> None:

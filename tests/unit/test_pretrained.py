@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldmodel.commands.train import make_encoder
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.ac_predictor import ACPredictor
-from worldmodel.models.checkpoint import load_encoder
+from worldmodel.models.checkpoint import load_encoder, save_encoder
 from worldmodel.models.masked_predictor import MaskedPredictor
 from worldmodel.models.pretrained import (
     OfficialEncoderConfig,
@@ -187,6 +188,23 @@ def test_our_format_keeps_encoder_and_predictor(family: str, tmp_path: Path) -> 
     pixels = torch.randint(0, 256, (1, 2, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = model.encoder.encode_frames(pixels)
     assert torch.equal(load_encoder(tmp_path / "ours").encode_frames(pixels), expected)
+
+
+def test_a_local_huggingface_folder_is_an_encoder_for_planning(tmp_path: Path) -> None:
+    """What `encoder=huggingface` builds: frozen, at the size of the frames, and kept in a checkpoint of its own."""
+    write(tmp_path / "x.pt", "vjepa2")
+    model = import_official(config(tmp_path / "x.pt", "vjepa2"))
+    export_huggingface(tmp_path / "hf", model)
+    again = import_official(OfficialEncoderConfig(path=str(tmp_path / "hf")))
+    assert (again.encoder.config, again.predictor is None) == (model.encoder.config, False)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+    encoder = make_encoder(OfficialEncoderConfig(path=str(tmp_path / "hf"), image_size=16), seed=0)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    pixels = torch.randint(0, 256, (1, 2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens = encoder.encode_frames(pixels)
+    assert tokens.shape == (1, 2, 16, WIDTH)
+    save_encoder(tmp_path / "ours", encoder, {"licence": "none"})
+    assert torch.equal(load_encoder(tmp_path / "ours").encode_frames(pixels), tokens)
 
 
 def test_other_formats_refuse_what_they_cannot_hold(tmp_path: Path) -> None:

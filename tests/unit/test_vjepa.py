@@ -294,3 +294,84 @@ def test_bad_settings_are_named(changes: dict[str, Any], match: str) -> None:
 def test_predictor_sizes_are_checked() -> None:
     with pytest.raises(ConfigError, match="num_heads=5"):
         MaskedPredictorConfig(num_heads=5)
+
+
+def test_the_dense_loss_ramps_up_and_may_weigh_all_visible_tokens_alike() -> None:
+    batch = clips()
+    plain, full = (loss_of(make(context_loss_weight=weight).eval(), batch) for weight in (0.0, 0.8))
+    task = make(context_loss_weight=0.8, context_ramp_steps=4)
+    found = [float(task(batch, stream())["loss"].detach()) for _ in range(6)]
+    assert found == pytest.approx([plain + share * (full - plain) for share in (0.25, 0.5, 0.75, 1, 1, 1)], rel=1e-4)
+    assert float(task.state_dict()["steps_seen"]) == 6
+    loss_of(task.eval(), batch)
+    assert float(task.steps_seen) == 6  # looking does not count
+    level = loss_of(make(context_loss_weight=0.8, context_loss_decays=False).eval(), batch)
+    assert level > full + 1e-3  # 1 / sqrt(distance) is below one for most visible tokens
+    assert "steps_seen" not in make().state_dict()
+
+
+def test_several_levels_of_the_target_encoder_are_predicted() -> None:
+    task, batch = make(target_levels=(0, 1), latent_dynamics_weight=0.1), clips()
+    video = batch.pixels.permute(0, 1, 4, 2, 3).float() / 255
+    x, rope = task.target_encoder._embed(task.target_encoder.patchify(video), None)
+    levels = []
+    for block in task.target_encoder.blocks:
+        x = block(x, rope)
+        levels.append(F.layer_norm(x, (24,), eps=1e-6))
+    expected = torch.cat(levels, dim=-1)
+    assert torch.allclose(task.targets(task._view(batch)), expected, atol=1e-5)
+    prediction, target, _ = task.predict(batch, stream())
+    assert prediction.shape == target.shape
+    assert prediction.shape[-1] == 48
+    assert torch.isfinite(task(batch, stream())["loss"])
+    with pytest.raises(ConfigError, match="target_levels"):
+        make(target_levels=(2,))
+
+
+def test_checkpointed_activations_change_neither_loss_nor_gradient() -> None:
+    outcomes = []
+    for checkpointed in (False, True):
+        task = make(checkpoint_activations=checkpointed)
+        loss = task(clips(), stream())["loss"]
+        loss.backward()
+        outcomes.append(
+            [loss.detach(), *(parameter.grad for parameter in task.parameters() if parameter.grad is not None)]
+        )
+    assert len(outcomes[0]) == len(outcomes[1]) > 20
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def test_published_masks_train() -> None:
+    """Counts that change from batch to batch go through the whole task."""
+    task = make(mask=MaskConfig(kind="published"))
+    losses = [float(task(clips(), stream(seed))["loss"].detach()) for seed in range(4)]
+    assert all(loss > 0 for loss in losses)
+    counts = {sample_masks(task.config.mask, ENCODER.grid, 8, stream(seed))[0][0].shape[1] for seed in range(4)}
+    assert len(counts) > 1
+
+
+def test_single_images_are_pretrained_in_image_mode() -> None:
+    """I-JEPA's case: one frame, no tubelet, masks in the plane."""
+    image = replace(ENCODER, num_frames=1, tubelet_size=1)
+    task = VJEPATask(image, VJEPAConfig(predictor=PREDICTOR, mask=MaskConfig(kind="published")))
+    whole = clips()
+    batch = Clips(pixels=whole.pixels[:, :1], episode=whole.episode)
+    loss = task(batch, stream())["loss"]
+    loss.backward()
+    assert loss > 0
+    assert all(parameter.grad is not None for parameter in task.encoder.parameters())
+
+
+def test_the_momentum_of_v2_is_constant() -> None:
+    task = make(ema_start=0.75, ema_end=0.75)
+    with torch.no_grad():
+        for parameter in task.target_encoder.parameters():
+            parameter.zero_()
+    for step in (1, 50, 100):
+        task.after_step(step, 100)
+    assert torch.allclose(task.target_encoder.norm.weight, (1 - 0.75**3) * task.encoder.norm.weight)
+
+
+def test_ramps_are_checked() -> None:
+    with pytest.raises(ConfigError, match="context_ramp_steps"):
+        VJEPAConfig(context_ramp_steps=0)

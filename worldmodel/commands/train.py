@@ -29,6 +29,7 @@ from worldmodel.models.checkpoint import load_encoder, save_checkpoint
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.frozen_encoders import EncoderConfig, build_encoder
 from worldmodel.models.policy_checkpoint import save_policy
+from worldmodel.models.pretrained import OfficialEncoderConfig, load_official_encoder
 from worldmodel.models.temporal_distance import TemporalDistance
 from worldmodel.models.vit import ViTConfig
 
@@ -54,8 +55,8 @@ class Settings(RunSettings, DynamicsConfig):
 
     Attributes:
         data: Episode file.
-        encoder: Where the features come from: a pretrained encoder, or a fresh one (random weights, timm's, or raw
-            patches).
+        encoder: Where the features come from: a pretrained encoder, released V-JEPA weights, or a fresh one (random
+            weights, timm's, or raw patches).
         labelled_episodes: Training episodes whose actions are used, drawn by the seed; a smaller number gives a subset
             of a larger one's. None uses all.
         cache_dir: Folder of cached features, shared between runs.
@@ -68,7 +69,7 @@ class Settings(RunSettings, DynamicsConfig):
     """
 
     data: str
-    encoder: PretrainedEncoder | EncoderConfig = field(default_factory=PretrainedEncoder)
+    encoder: PretrainedEncoder | OfficialEncoderConfig | EncoderConfig = field(default_factory=PretrainedEncoder)
     labelled_episodes: int | None = None
     cache_dir: str = "outputs/features"
     out: str | None = None
@@ -176,13 +177,15 @@ def labelled(train_ids: NDArray[np.int64], count: int | None, seed: int) -> NDAr
     return np.sort(np.random.default_rng(seed).permutation(train_ids)[:count])
 
 
-def make_encoder(config: PretrainedEncoder | EncoderConfig, seed: int) -> Encoder:
+def make_encoder(config: PretrainedEncoder | OfficialEncoderConfig | EncoderConfig, seed: int) -> Encoder:
     """The encoder a setting asks for, frozen.
 
     Raises:
-        CheckpointError: The pretrained one is missing or corrupt.
+        CheckpointError: The pretrained one, or the file of released weights, is missing or corrupt.
         ConfigError: Its taps name no block.
     """
+    if isinstance(config, OfficialEncoderConfig):
+        return load_official_encoder(config)
     if not isinstance(config, PretrainedEncoder):
         return build_encoder(config, seed=seed).requires_grad_(False).eval()
     encoder = load_encoder(config.path)

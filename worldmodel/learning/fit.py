@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError, WorldModelError
-from worldmodel.learning.fit_config import FitConfig, cosine, has_native_bf16, learning_rate, step_generator
+from worldmodel.learning.fit_config import FitConfig, has_native_bf16, learning_rate, step_generator, weight_decay
 from worldmodel.learning.run_state import MetricsFile, RunState, load_run, save_run
 
 __all__ = [
@@ -237,9 +237,7 @@ class _Loop:
         config = self.config
         self.task.train()
         rate = learning_rate(config, step)
-        decay = config.weight_decay
-        if config.final_weight_decay is not None:
-            decay = cosine(decay, config.final_weight_decay, step / (config.stretch * config.steps))
+        decay = weight_decay(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
             group["weight_decay"] = decay if group["decays"] else 0.0

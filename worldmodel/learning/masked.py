@@ -49,10 +49,13 @@ class MaskedConfig:
         motion_weight: Weight of a moving token above that of a still one; 0 weighs all alike.
         single_frame_fraction: Share of clips taken apart into single frames, each encoded as at planning time: one
             tubelet that repeats the frame.
-        context_loss_weight: Weight of the loss on visible tokens, falling with 1 / sqrt(distance to the nearest
-            target) (V-JEPA 2.1); 0 leaves it out.
+        context_loss_weight: Weight of the loss on visible tokens, the dense loss of V-JEPA 2.1 (arXiv:2603.14482); 0
+            leaves it out.
+        context_loss_decays: The loss on a visible token falls with 1 / sqrt(distance to the nearest target).
+        context_ramp_steps: Training steps over which that weight grows linearly from 0; None for all of it at once.
         jitter: Largest relative change of contrast and, over full scale, of brightness, drawn per frame and colour
             for the visible tokens only; the targets stay as they are.
+        checkpoint_activations: Compute the blocks again in the backward pass instead of keeping what they held.
     """
 
     predictor: MaskedPredictorConfig = field(default_factory=MaskedPredictorConfig)
@@ -61,7 +64,10 @@ class MaskedConfig:
     motion_weight: float = 0.0
     single_frame_fraction: float = 0.0
     context_loss_weight: float = 0.0
+    context_loss_decays: bool = True
+    context_ramp_steps: int | None = None
     jitter: float = 0.0
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
         if self.loss_exp not in (1, 2):
@@ -71,6 +77,8 @@ class MaskedConfig:
         for name in ("motion_weight", "context_loss_weight", "jitter"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.context_ramp_steps is not None and self.context_ramp_steps < 1:
+            raise ConfigError(f"context_ramp_steps must be >= 1 or None, got {self.context_ramp_steps}")
         if self.predictor.num_mask_tokens < len(self.mask.num_blocks):
             raise ConfigError(
                 f"num_mask_tokens={self.predictor.num_mask_tokens} must cover the {len(self.mask.num_blocks)} kinds "
@@ -157,6 +165,7 @@ class MaskedTask(nn.Module, ABC):
     """
 
     background: Tensor | None
+    steps_seen: Tensor
 
     def __init__(
         self,
@@ -171,6 +180,10 @@ class MaskedTask(nn.Module, ABC):
         self.masking = config
         self.encoder = VideoViT(encoder, seed=seed)
         self.predictor = MaskedPredictor(config.predictor, encoder, target_dim=target_dim, seed=seed + 1)
+        self.encoder.checkpoint_activations = config.checkpoint_activations
+        self.predictor.checkpoint_activations = config.checkpoint_activations
+        if config.context_ramp_steps is not None:  # part of the state, so that a resumed run goes on ramping
+            self.register_buffer("steps_seen", torch.zeros(()))
         t, h, w = encoder.grid
         self.clip_statistics = TargetStatistics(t * h * w, target_dim)
         self.frame_statistics = TargetStatistics(h * w, target_dim)
@@ -219,6 +232,8 @@ class MaskedTask(nn.Module, ABC):
             positional share and the standard deviation of the targets.
         """
         whole = self._view(batch)
+        if self.training and self.masking.context_ramp_steps is not None:
+            self.steps_seen += 1
         count = len(whole.video)
         singles = self._num_single(count)
         parts: dict[str, Tensor] = {}
@@ -328,15 +343,20 @@ class MaskedTask(nn.Module, ABC):
             hidden = out[:, keep.shape[1] :] if with_context else out
             losses.append(self._error(hidden, targets, target, view.motion, None))
             if with_context:
-                weight = context_distance(keep, target, grid).rsqrt()
+                weight = context_distance(keep, target, grid).rsqrt() if config.context_loss_decays else None
                 seen = self._error(out[:, : keep.shape[1]], targets, keep, view.motion, weight)
-                losses[-1] = losses[-1] + config.context_loss_weight * seen
+                losses[-1] = losses[-1] + self._context_weight() * seen
             extras.append(self.auxiliary(view, context, keep, targets))
         parts[f"loss_{name}"] = torch.stack(losses).mean()
         terms = {key: torch.stack([extra[key] for extra in extras]).mean() for key in extras[0]}
         terms |= self.regularisation(view, targets, generator)
         parts |= {f"{key}_{name}": value for key, value in terms.items()}
         return torch.stack([parts[f"loss_{name}"], *terms.values()]).sum()
+
+    def _context_weight(self) -> float | Tensor:
+        """Weight of the loss on visible tokens at this step."""
+        full, ramp = self.masking.context_loss_weight, self.masking.context_ramp_steps
+        return full if ramp is None else full * (self.steps_seen / ramp).clamp(max=1)
 
     def _error(
         self, out: Tensor, targets: Tensor, index: Tensor, motion: Tensor | None, weight: Tensor | None

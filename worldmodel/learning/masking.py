@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from worldmodel.errors import ConfigError
+from worldmodel.learning.multiblock import BlockShape, published_masks
 
 Grid = tuple[int, int, int]
 Mask = tuple[Tensor, Tensor]
 """Visible token ids (B, K) and target token ids (B, M), long, ascending, disjoint within a row."""
 
-KINDS = ("blocks", "tube", "momentary", "future", "motion")
+KINDS = ("blocks", "published", "tube", "momentary", "future", "motion")
 _MAX_ROUNDS = 200
 _MOTION_TRIES = 4  # of as many masks, the one that hides most motion
 
@@ -29,8 +30,12 @@ _MOTION_TRIES = 4  # of as many masks, the one that hides most motion
 class MaskConfig:
     """Several masks per clip, one per entry of `num_blocks` and `spatial_scale` (arXiv:2404.08471, section 3.2).
 
+    Defaults: number, area, length and aspect ratio of the blocks as published there; `reject` is ours, `tube_fraction`
+    VideoMAE's (arXiv:2203.12602).
+
     Attributes:
-        kind: How the hidden region is drawn. "blocks": union of space-time blocks, the published multi-block mask.
+        kind: How the hidden region is drawn. "blocks": union of space-time blocks, the published multi-block mask
+            with fixed token counts. "published": the same with the published collation (`multiblock.py`).
             "tube": places at random, hidden for the whole clip (VideoMAE). "momentary": blocks that last one token.
             "future": the late frames. "motion": blocks around what moves.
         tube_fraction: Share of the places that a tube mask hides.
@@ -80,6 +85,11 @@ class MaskConfig:
             raise ConfigError(f"mask kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if not 0 < self.tube_fraction < 1:
             raise ConfigError(f"tube_fraction must be in (0, 1), got {self.tube_fraction}")
+        if self.kind == "published" and (self.max_target_tokens or self.future_fraction):
+            raise ConfigError(
+                "masks of kind 'published' keep every target and hide no futures, got max_target_tokens="
+                f"{self.max_target_tokens}, future_fraction={self.future_fraction}; set both to 0"
+            )
         if self.max_target_tokens < 0 or self.share < 1:
             raise ConfigError(f"need max_target_tokens >= 0 and share >= 1, got {self.max_target_tokens}, {self.share}")
 
@@ -97,7 +107,8 @@ def sample_masks(
         motion: (B, N) how much each token moves, >= 0; needed by and only by kind "motion".
 
     Returns:
-        One (visible (B, K), target (B, M)) pair per entry. K and M depend on config and grid only.
+        One (visible (B, K), target (B, M)) pair per entry. K and M depend on config and grid only, except for the kind
+        "published", where the batch decides.
 
     Raises:
         ConfigError: The batch is no multiple of `share`, the settings leave no visible token on this grid, or motion is
@@ -110,13 +121,22 @@ def sample_masks(
     groups = None if motion is None else motion.unflatten(0, (-1, config.share)).mean(dim=1)
     masks = []
     for entry in range(len(config.num_blocks)):
-        keep, target = _sample_entry(config, entry, grid, batch // config.share, generator, groups)
+        if config.kind == "published":
+            keep, target = published_masks(_published_block(config, entry), grid, batch // config.share, generator)
+        else:
+            keep, target = _sample_entry(config, entry, grid, batch // config.share, generator, groups)
         masks.append((keep.repeat_interleave(config.share, 0), target.repeat_interleave(config.share, 0)))
     return masks
 
 
 def token_counts(config: MaskConfig, grid: Grid) -> list[tuple[int, int]]:
-    """Fixed numbers of visible and target tokens (K, M) per entry of `num_blocks` on this grid."""
+    """Fixed numbers of visible and target tokens (K, M) per entry of `num_blocks` on this grid.
+
+    Raises:
+        ConfigError: The kind has no fixed counts, or the settings leave no visible token.
+    """
+    if config.kind == "published":
+        raise ConfigError("masks of kind 'published' have other counts in every batch")
     frames, plane = grid[0], grid[1] * grid[2]
     entries = range(len(config.num_blocks))
     limit = config.max_target_tokens or frames * plane
@@ -128,6 +148,16 @@ def token_counts(config: MaskConfig, grid: Grid) -> list[tuple[int, int]]:
         return [(seen * plane, min(limit, (frames - seen) * plane)) for _ in entries]
     aspect = (config.aspect_min, config.aspect_max)
     return [_count(_shape(config, e, grid), aspect, grid, config.reject, config.max_target_tokens) for e in entries]
+
+
+def _published_block(config: MaskConfig, entry: int) -> BlockShape:
+    return BlockShape(
+        count=config.num_blocks[entry],
+        spatial_scale=config.spatial_scale[entry],
+        temporal_scale=config.temporal_scale,
+        aspect_min=config.aspect_min,
+        aspect_max=config.aspect_max,
+    )
 
 
 def _shape(config: MaskConfig, entry: int, grid: Grid) -> tuple[int, float, float]:

@@ -26,14 +26,19 @@ from worldmodel.models.vit import LAYER_NORM_EPS, ViTConfig, gather_tokens, init
 class VJEPAConfig(MaskedConfig):
     """The pretraining objective with a target encoder that follows slowly.
 
+    Defaults are V-JEPA 1's (arXiv:2404.08471, appendix), but for the size of the predictor and the collation of the
+    masks: configs/target/vjepa1.yaml has these as well.
+
     Attributes:
-        ema_start: Momentum of the target encoder at the first step.
+        ema_start: Momentum of the target encoder at the first step (V-JEPA 1: .998; V-JEPA 2: .99925 throughout).
         ema_end: Momentum at the end of the (stretched) linear schedule.
         ema_stretch: The schedule is computed over this multiple of the run and cut.
         standardise_targets: Remove the running mean of the targets at each position and divide by their running
             standard deviation at each position and channel: what follows from the place alone earns nothing.
         standardise_floor: Variance added before dividing, as a share of the channel's mean over positions, so that
             places where nothing ever happens do not turn into amplified noise.
+        target_levels: Blocks (counted from 0) whose layer-normed outputs, side by side, are the targets (deep
+            self-supervision of V-JEPA 2.1, arXiv:2603.14482: four levels); None for the final output alone.
         latent_dynamics_weight: Weight of predicting, from a visible moving token alone, how the targets change at its
             place one tubelet later; 0 leaves it out.
     """
@@ -43,10 +48,13 @@ class VJEPAConfig(MaskedConfig):
     ema_stretch: float = 1.25
     standardise_targets: bool = False
     standardise_floor: float = 0.1
+    target_levels: tuple[int, ...] | None = None
     latent_dynamics_weight: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.target_levels is not None:
+            self.target_levels = tuple(self.target_levels)  # OmegaConf hands over a list
         if not 0 <= self.ema_start <= self.ema_end <= 1:
             raise ConfigError(f"need 0 <= ema_start <= ema_end <= 1, got {self.ema_start} and {self.ema_end}")
         if self.ema_stretch < 1:
@@ -78,19 +86,27 @@ class VJEPATask(MaskedTask):
         config: Objective.
         background: As for `MaskedTask`.
         seed: Seed of the initial weights.
+
+    Raises:
+        ConfigError: A target level is no block of the encoder.
     """
 
     def __init__(
         self, encoder: ViTConfig, config: VJEPAConfig, *, background: Tensor | None = None, seed: int = 0
     ) -> None:
-        super().__init__(encoder, config, target_dim=encoder.embed_dim, background=background, seed=seed)
+        levels = config.target_levels or ()
+        if any(not 0 <= level < encoder.depth for level in levels):
+            raise ConfigError(f"target_levels must lie in [0, depth={encoder.depth}), got {levels}")
+        target_dim = encoder.embed_dim * max(1, len(levels))
+        super().__init__(encoder, config, target_dim=target_dim, background=background, seed=seed)
         self.config = config
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.dynamics: nn.Module | None = None
         if config.latent_dynamics_weight > 0:
             width = encoder.embed_dim
+            layers = (width, 2 * width), (2 * width, target_dim)
             with seeded_weights(seed):
-                self.dynamics = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+                self.dynamics = nn.Sequential(nn.Linear(*layers[0]), nn.GELU(), nn.Linear(*layers[1]))
             init_transformer(self.dynamics, torch.Generator().manual_seed(seed + 2))
 
     @property
@@ -116,7 +132,10 @@ class VJEPATask(MaskedTask):
 
     def raw_targets(self, view: View) -> Tensor:
         """Layer-normed output of the target encoder: its scale is fixed, so what varies is what is not constant."""
-        h = self.target_encoder.forward_patches(self.target_encoder.patchify(view.video))
+        patches = self.target_encoder.patchify(view.video)
+        if self.config.target_levels:
+            return self.target_encoder.forward_levels(patches, self.config.target_levels).float()
+        h = self.target_encoder.forward_patches(patches)
         return F.layer_norm(h.float(), (h.shape[-1],), eps=LAYER_NORM_EPS)
 
     def auxiliary(self, view: View, context: Tensor, keep: Tensor, targets: Tensor) -> dict[str, Tensor]:

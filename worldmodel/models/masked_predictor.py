@@ -27,6 +27,9 @@ from worldmodel.models.vit import (
 class MaskedPredictorConfig:
     """Sizes of the predictor; position embedding and grid follow the encoder's.
 
+    Defaults: a width of half the default encoder's, where V-JEPA has 384, 12 blocks and 12 heads (version 1: the
+    encoder's heads) for every encoder (arXiv:2404.08471, appendix; 2506.09985, appendix): see configs/target/.
+
     Attributes:
         embed_dim: Width, narrower than the encoder's so that the encoder has to do the work.
         depth: Number of blocks.

@@ -27,6 +27,9 @@ Rope = tuple[Tensor, Tensor] | Tensor
 class ViTConfig:
     """A video vision transformer (V-JEPA, arXiv:2404.08471; RoPE as in V-JEPA 2, arXiv:2506.09985).
 
+    Defaults: tubelet and MLP ratio as published, positions as in V-JEPA 2, sizes for 64-pixel frames on two cores
+    (docs/log.md). `sizes.SIZES` holds the published widths and depths.
+
     Attributes:
         image_size: Height and width of a frame, pixels.
         patch_size: Side of a patch, pixels.
