@@ -26,6 +26,7 @@ LAYERS = {
     "data": 1,
     "planners": 1,
     "envs": 1,
+    "display": 0,
     "errors": 0,
     "types": 0,
 }

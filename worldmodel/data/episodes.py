@@ -28,6 +28,7 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from rich.table import Table
 
 from worldmodel.data.records import ARRAYS, Episode, EpisodeSpec, check_episode, episode_digest, frame_rows
 from worldmodel.data.storage import (
@@ -41,10 +42,12 @@ from worldmodel.data.storage import (
     read_index,
     read_spec,
 )
+from worldmodel.display import facts_table, film_strip, html_of
 from worldmodel.errors import DataError
 
 __all__ = ["Episode", "EpisodeDataset", "EpisodeSpec", "EpisodeWriter", "write_episodes"]
 
+_SHOWN = 6  # episodes whose first frame a notebook shows
 _MAX_PENDING = 64  # episodes held in memory before a flush happens by itself
 
 
@@ -224,6 +227,22 @@ class EpisodeDataset:
 
     def __len__(self) -> int:
         return len(self.index.start)
+
+    def __rich__(self) -> Table:
+        policies = Counter(map(str, self.index.policy.tolist()))
+        facts = {
+            "environments": ", ".join(self.env_ids),
+            "episodes": f"{len(self)}, {int(self.index.success.sum())} of them end in success",
+            "frames": f"{self.num_frames} of {self.spec.image_size} x {self.spec.image_size} pixels",
+            "actions": f"{self.spec.action_dim} numbers every {self.spec.control_dt_s:g} s",
+            "policies": ", ".join(f"{name} {count}" for name, count in policies.most_common()),
+        }
+        return facts_table(str(self.path), facts)
+
+    def _repr_html_(self) -> str:
+        shown = [self.load_pixels(int(start), int(start) + 1)[0] for start in self.index.start[:_SHOWN]]
+        strip = film_strip(np.stack(shown), "first frames of the first episodes") if shown else ""
+        return html_of(self.__rich__(), strip)
 
     @property
     def num_frames(self) -> int:

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.table import Table
 
+from worldmodel.display import facts_table, film_strip, html_of
 from worldmodel.errors import DataError
 
 ARRAYS = ("pixels", "proprio", "action", "privileged", "contact")
 """Names of the per-frame arrays, in the order in which they are hashed."""
+_SHOWN = 6  # frames that a notebook shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,21 @@ class Episode:
     def num_frames(self) -> int:
         """Number of frames, T + 1."""
         return len(self.pixels)
+
+    def __rich__(self) -> Table:
+        facts = {
+            "steps": self.num_frames - 1,
+            "policy": self.policy,
+            "ends in": "success" if self.success else "failure",
+            "contact": f"in {int(self.contact.sum())} of {self.num_frames} frames",
+            "seed": self.seed,
+        }
+        return facts_table(f"episode {self.env_id}".strip(), facts)
+
+    def _repr_html_(self) -> str:
+        chosen = np.linspace(0, self.num_frames - 1, min(_SHOWN, self.num_frames)).astype(int)
+        listed = ", ".join(map(str, chosen))
+        return html_of(self.__rich__(), film_strip(self.pixels[chosen], f"frames {listed}"))
 
 
 def frame_rows(episode: Episode) -> dict[str, NDArray[Any]]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from worldmodel.display import html_of, sparkline
 from worldmodel.errors import DataError
 from worldmodel.evaluation.episodes import EpisodeResult, EpisodeRun
 from worldmodel.evaluation.flops import ModelFlops
@@ -254,6 +255,14 @@ class EvalResult:
             fewer = f" (first {entry.score.episodes})" if entry.score.episodes < len(self.rows) else ""
             table.add_row(f"{name}{fewer}", *_cells(entry.score, points_of(entry.difference)))
         return table
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        curve = self.score.to_json()["success_curve"]
+        label = "success at every step of the episode, 0 to 100 % of the episodes"
+        return html_of(self.table(), sparkline(curve, label, high=1.0) if curve else "")
 
     def _stratum_json(self, stratum: Stratum) -> dict[str, Any]:
         held = sum(row.held for row in self.rows if row.episode in stratum.tasks)
