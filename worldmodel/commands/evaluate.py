@@ -30,8 +30,9 @@ def run(settings: Settings, run: Run) -> Outcome:
     result = evaluate(replace(settings, run_dir=str(run.folder)), progress=run.progress)
     report: list[RenderableType] = [result.table(), f"run folder: {run.folder}"]
     if missing := [name for name in MODEL_BASELINES if result.baselines[name] is None]:
-        where = f"env={settings.env} checkpoint={settings.checkpoint} data=FILE"
-        report.append(f"{', '.join(missing)}: `worldmodel baselines {where}` computes and stores them")
+        where = f"env={settings.env} checkpoint={settings.checkpoint} names=[{','.join(missing)}]"
+        data = "" if missing == ["oracle_latent"] else " data=FILE"
+        report.append(f"{', '.join(missing)}: `worldmodel baselines {where}{data}` computes and stores them")
     if failed := sum(not row.held for row in result.rows):
         report.append(f"why {failed} failed: `worldmodel explain {run.folder}`")
     return Outcome(record=result.to_json(), report=tuple(report))
