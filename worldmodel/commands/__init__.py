@@ -59,7 +59,10 @@ COMMANDS: dict[str, Command] = {
             ("data=FILE", "episode file; it may hold several environments (collect with append=true)"),
             ("fit.steps=N", "optimiser steps; an interrupted run continues with the same run_dir"),
             ("encoder.depth=6", "architecture (encoder.embed_dim, ...); encoder=vit_tiny to vit_giant as published"),
-            ("target=ema_repaired", "what is predicted; vjepa1, vjepa2, vjepa2_1 as published, teacher, online, pixels"),
+            (
+                "target=ema_repaired",
+                "what is predicted; vjepa1, vjepa2, vjepa2_1 as published, teacher, online, pixels",
+            ),
             ("target.mask.kind=blocks", "what is hidden: blocks, published, tube, momentary, future or motion"),
             ("fit=short", "optimisation; also vjepa1, vjepa2 as published"),
         ),
