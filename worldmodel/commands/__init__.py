@@ -155,7 +155,7 @@ COMMANDS: dict[str, Command] = {
         keys=(
             ("max_failures=20", "failures looked at; more are sampled (sample_seed=0)"),
             ("factor=10", "how many times the run's own search is enlarged"),
-            ("latent_oracle.num_samples=32", "budget of the search on the true dynamics under the model's cost"),
+            ("latent_oracle.num_samples=64", "budget of the search on the true dynamics under the model's cost"),
             ("manifest=FILE", "manifest of the run, when it was not the shipped one"),
             ("workers=2", "processes, one thread each"),
             ("run_dir=FOLDER", "an interrupted explanation continues in the same folder"),
