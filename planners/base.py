@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -158,9 +158,6 @@ def _shift(sequence: Tensor, steps: int) -> Tensor:
     return torch.cat([sequence[..., steps:, :], tail], dim=-2)
 
 
-_WIDTHS = ("num_samples", "num_elites", "num_restarts")
-
-
 @dataclass(kw_only=True)
 class Planner(ABC):
     """Searches for cheap action sequences. Fields are hyper-parameters; nothing evolves inside.
@@ -209,23 +206,6 @@ class Planner(ABC):
             PlanningError: Unusable bounds, streams, warm start or time budget, or a cost of the wrong shape or not
                 finite.
         """
-
-
-def enlarged(planner: Planner, factor: int) -> Planner:
-    """The same search, `factor` times as wide: candidates, elites and restarts multiplied, everything else as it is.
-
-    Args:
-        planner: A search with at least one of these fields.
-        factor: How many times the model calls, >= 1.
-
-    Raises:
-        ConfigError: The search has no such field, or the factor is not positive.
-    """
-    check_at_least("factor", factor, 1)
-    widths = {f.name: factor * getattr(planner, f.name) for f in fields(planner) if f.name in _WIDTHS}
-    if not widths:
-        raise ConfigError(f"{type(planner).__name__} has none of {', '.join(_WIDTHS)}: it cannot be made wider")
-    return replace(planner, **widths)
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from worldmodel.commands.run import Outcome, Run, RunSettings, counted
 from worldmodel.evaluation.model_baselines import ModelBaselinesConfig, make_model_baselines
-from worldmodel.evaluation.stats import success_interval, success_rate
+from worldmodel.evaluation.result import Score
 
 
 @dataclass(kw_only=True)
@@ -33,17 +33,12 @@ def run(settings: Settings, run: Run) -> Outcome:
         table.add_column(heading, justify="left" if heading == "agent" else "right")
     record = {}
     for name, baseline in found.items():
-        held = [row.held for row in baseline.rows]
-        ever = success_rate([row.ever for row in baseline.rows])
-        low, high = success_interval(held)
-        cells = (f"{100 * success_rate(held):.0f} %", f"{100 * low:.0f}-{100 * high:.0f} %", f"{100 * ever:.0f} %")
-        table.add_row(name, str(len(held)), *cells)
-        record[name] = {
-            "episodes": len(held),
-            "success_rate": success_rate(held),
-            "success_interval": [low, high],
-            "budget": dict(baseline.budget),
-        }
+        score = Score.of(baseline.rows)
+        low, high = score.success_interval
+        ever = f"{100 * score.ever / score.episodes:.0f} %"
+        rate = f"{100 * score.success_rate:.0f} %"
+        table.add_row(name, str(score.episodes), rate, f"{100 * low:.0f}-{100 * high:.0f} %", ever)
+        record[name] = {**score.to_json(), "budget": dict(baseline.budget)}
     return Outcome(
         record={"path": str(path), "manifest_hash": manifest.hash, "baselines": record},
         report=(table, f"stored beside the checkpoint: {path}"),

@@ -25,8 +25,9 @@ from worldmodel.evaluation.model_baselines import LatentOracleAgents
 from worldmodel.evaluation.runlog import RunLog, describe
 from worldmodel.evaluation.runs import Schedule, identity_of, run_manifest
 from worldmodel.evaluation.stats import wilson_interval
-from worldmodel.planners.base import Planner, enlarged
+from worldmodel.planners.base import Planner
 from worldmodel.planners.cem import CEM
+from worldmodel.planners.wider import enlarged
 
 OPTIMISER, MODEL, COST, UNREACHABLE = "optimiser gap", "model error", "cost error", "unreachable within budget"
 VERDICTS = {
@@ -223,26 +224,20 @@ def explain(
         runs = run_manifest(manifest, agent, schedule, log=log, only=tasks, label=name, progress=progress)
         return {run.result.episode for run in runs if run.result.held}
 
-    left = list(chosen.failures)
     found: dict[int, str] = {}
     for name, agent in agents.items():
+        left = [episode for episode in chosen.failures if episode not in found]
         note(f"{len(left)} failures: which of them {VERDICTS[name].replace('succeeds', 'succeed', 1)}?")
-        solved_now = solved(name, agent, left, chosen.seed)
-        found |= dict.fromkeys(solved_now, name)
-        left = [episode for episode in left if episode not in solved_now]
+        found |= dict.fromkeys(solved(name, agent, left, chosen.seed), name)
     note(f"{len(chosen.failures)} failures: which of them succeed when they are merely run again?")
     again = solved("again", factory, chosen.failures, chosen.seed + 1)
     evidence = collect_evidence(manifest, factory, chosen.failures, seed=chosen.seed, workers=workers)
+    verdicts = [
+        Verdict(episode=i, verdict=found.get(i, UNREACHABLE), again=i in again, evidence=evidence[i])
+        for i in chosen.failures
+    ]
     return Explanation(
-        verdicts=tuple(
-            Verdict(
-                episode=episode,
-                verdict=found.get(episode, UNREACHABLE),
-                again=episode in again,
-                evidence=evidence[episode],
-            )
-            for episode in chosen.failures
-        ),
+        verdicts=tuple(verdicts),
         num_failures=len(subject.failures),
         num_episodes=subject.num_episodes,
         seed=sample_seed,

@@ -21,8 +21,9 @@ from worldmodel.evaluation.manifest_checks import strata_of, training_overlap
 from worldmodel.evaluation.runlog import RunLog, describe
 from worldmodel.evaluation.runs import Schedule, identity_of, run_manifest
 from worldmodel.evaluation.stats import success_interval, success_rate
-from worldmodel.planners.base import Planner, enlarged
+from worldmodel.planners.base import Planner
 from worldmodel.planners.cem import CEM
+from worldmodel.planners.wider import enlarged
 
 _ORACLE_RETRY = 8
 
