@@ -14,7 +14,15 @@ from worldmodel.envs.base import Appearance, Task
 from worldmodel.envs.push import PushEnv
 from worldmodel.errors import ConfigError, DataError, SimulationError
 from worldmodel.evaluation.episodes import EpisodeResult
-from worldmodel.evaluation.manifest import SPLITS, Baseline, Manifest, build_manifest, load_manifest, task_stream
+from worldmodel.evaluation.manifest import (
+    SPLITS,
+    Baseline,
+    Manifest,
+    build_manifest,
+    find_manifest,
+    load_manifest,
+    task_stream,
+)
 
 
 def _row(episode: int) -> EpisodeResult:
@@ -174,3 +182,19 @@ def test_damaged_files_are_refused(tmp_path: Path, manifest: Manifest) -> None:
     check_record({"env_id": "worldmodel/Reach-v0"}, "holds tasks of")
     check_record({"baselines": {"noop": {"budget": {}, "rows": [_row(1).to_dict()]}}}, "one row per task")
     check_record({"baselines": {"noop": {"budget": {}, "rows": [{"episode": 0}]}}}, "lacks")
+
+
+@pytest.mark.parametrize("env_id", ["worldmodel/Reach-v0", "worldmodel/Push-v0"])
+def test_test_and_validation_tasks_are_shipped_checked_and_different(env_id: str, tmp_path: Path) -> None:
+    test, validation = (find_manifest(source, env_id) for source in ("shipped", "validation"))
+    assert (test.split, validation.split) == ("test", "validation")
+    starts = [{task.start.tobytes() for task in part.tasks} for part in (test, validation)]
+    assert not starts[0] & starts[1]
+    for part in (test, validation):
+        assert part.checks["reachable"]["unreached"] == []
+        assert part.checks["overlap"]["start_and_goal_m"]["min"] > 0.005
+        assert {"random", "noop", "oracle"} <= part.baselines.keys()
+    other = "worldmodel/Push-v0" if "Reach" in env_id else "worldmodel/Reach-v0"
+    validation.save(tmp_path / "own.json")
+    with pytest.raises(ConfigError, match="is for"):
+        find_manifest(str(tmp_path / "own.json"), other)
