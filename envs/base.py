@@ -14,6 +14,8 @@ from worldmodel.errors import ConfigError
 
 Array = NDArray[np.float64]
 
+OBJECT_SHAPES = ("box", "cylinder", "sphere")
+
 _NEW_COLOUR = 0.3  # distance in RGB from the trained colour, of a largest possible 1.7
 _CONTRAST = 0.4  # of the object to the table it lies on
 
@@ -28,7 +30,7 @@ class Appearance:
         arm_rgb: Colour of the arm links, each channel in [0, 1].
         light: Brightness of the lamp relative to the default, > 0.
         camera_offset_m: Displacement (3) of the camera, metres, world frame.
-        object_shape: "box" or "cylinder".
+        object_shape: One of `OBJECT_SHAPES`.
     """
 
     object_rgb: tuple[float, float, float] = (0.85, 0.20, 0.15)
@@ -39,8 +41,8 @@ class Appearance:
     object_shape: str = "box"
 
     def __post_init__(self) -> None:
-        if self.object_shape not in ("box", "cylinder"):
-            raise ConfigError(f"object_shape must be 'box' or 'cylinder', got {self.object_shape!r}")
+        if self.object_shape not in OBJECT_SHAPES:
+            raise ConfigError(f"object_shape must be one of {', '.join(OBJECT_SHAPES)}, got {self.object_shape!r}")
         if not self.light > 0:
             raise ConfigError(f"light must be > 0, got {self.light}")
         for name in ("object_rgb", "table_rgb", "arm_rgb"):

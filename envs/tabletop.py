@@ -41,6 +41,11 @@ _STATE_SPEC = int(
     | mujoco.mjtState.mjSTATE_WARMSTART
 )
 _SUBSTEP_GROUPS = 5
+_GEOM_OF_SHAPE = {
+    "box": mujoco.mjtGeom.mjGEOM_BOX,
+    "cylinder": mujoco.mjtGeom.mjGEOM_CYLINDER,
+    "sphere": mujoco.mjtGeom.mjGEOM_SPHERE,
+}
 _NUM_COMMAND = 4
 
 
@@ -306,8 +311,7 @@ class TabletopEnv(GoalEnv):
         model.geom_rgba[self._arm_geoms, :3] = look.arm_rgb
         model.light_diffuse[0] = self._default_light * look.light
         model.cam_pos[self._camera_id] = self._default_camera + np.asarray(look.camera_offset_m)
-        kinds = {"box": mujoco.mjtGeom.mjGEOM_BOX, "cylinder": mujoco.mjtGeom.mjGEOM_CYLINDER}
-        model.geom_type[self._object_geom] = kinds[look.object_shape].value
+        model.geom_type[self._object_geom] = _GEOM_OF_SHAPE[look.object_shape].value
 
     def _picture(self) -> NDArray[np.uint8]:
         if self._renderer is None:
