@@ -9,13 +9,14 @@ CHECK_GL := $(PY) -c "from worldmodel.doctor import find_gl_backend; find_gl_bac
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv gl demo test test-fast check type format build clean
+.PHONY: help venv gl demo test test-fast check tree type docs format build clean
 
 help:
 	@echo "make venv       create $(VENV) and install worldmodel with its development tools"
 	@echo "make demo       plan with the shipped checkpoint, write a video and a figure"
 	@echo "make test       the whole test suite     (make test-fast: without the slow ones)"
 	@echo "make check      ruff format, ruff, mypy  (make format: apply what ruff can fix)"
+	@echo "make docs       the site in build/docs, every warning an error"
 	@echo "make build      wheel and source archive in dist/"
 
 venv: $(STAMP) gl
@@ -58,10 +59,16 @@ check: $(STAMP)
 	$(MAKE) --no-print-directory type
 
 # A link tree gives mypy and editors (stubPath) the import name: worldmodel.envs is envs/ (docs/decisions/0001).
-type: $(STAMP)
+tree:
 	@rm -rf .typecheck && mkdir -p .typecheck/worldmodel
 	@cd .typecheck/worldmodel && ln -s ../../worldmodel/* ../../envs ../../planners ../../configs .
+
+type: $(STAMP) tree
 	$(PY) -m mypy -p worldmodel
+
+docs: $(STAMP) tree
+	@$(PY) -c 'import mkdocstrings' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(PY) -m mkdocs build --strict --quiet
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix .
