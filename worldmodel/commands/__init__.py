@@ -167,6 +167,23 @@ COMMANDS: dict[str, Command] = {
         groups=("planner@latent_oracle", "planner@oracle"),
         positional="run",
     ),
+    "surprise": Command(
+        summary="intuitive physics: is the model surprised by what cannot happen?",
+        keys=(
+            ("env=push", "environment of the clips: reach or push"),
+            ("pairs=40", "pairs of a possible and an impossible clip per violation"),
+            ("kinds=[vanish]", "only some of vanish, teleport, pass_through, no_contact, recolour"),
+            ("checkpoints=[shipped]", "trained models that are asked: names of shipped ones, or folders"),
+            ("horizon=4", "model steps predicted ahead; before=3, after=4: steps up to the event and after it"),
+            ("looks=new_colours", "colours drawn for each scene"),
+            ("run_dir=FOLDER", "an interrupted run continues in the same folder"),
+        ),
+        examples=(
+            "worldmodel surprise",
+            "worldmodel surprise pairs=10 kinds=[vanish,recolour] --json",
+            "worldmodel surprise checkpoints=[shipped,outputs/foil/checkpoint] run_dir=outputs/surprise",
+        ),
+    ),
     "report": Command(
         summary="finished evaluations as one HTML file: tables, curves, videos, verdicts, settings",
         keys=(
@@ -277,6 +294,19 @@ COMMANDS: dict[str, Command] = {
             "worldmodel bench budget budgets_s=[0.05,0.2] planner=mppi planner.num_iterations=200",
         ),
         groups=("objective", "planner"),
+    ),
+    "convert": Command(
+        summary="V-JEPA weights between the released formats, Hugging Face's and this project's",
+        keys=(
+            ("path=PATH", "weights on the local disk, or a checkpoint of this project"),
+            ("format=vjepa2", "what an original file holds: vjepa1, vjepa2 or vjepa2_ac; folders say it themselves"),
+            ("to=worldmodel", "or huggingface, vjepa1, vjepa2, vjepa2_ac"),
+            ("out=PATH", "folder or file to write; it is read back and compared"),
+        ),
+        examples=(
+            "worldmodel convert path=vitl.pt format=vjepa2 out=outputs/vitl",
+            "worldmodel convert path=outputs/vitl to=huggingface out=outputs/vitl_hf",
+        ),
     ),
     "doctor": Command(
         summary="versions, device, threads, OpenGL backend, and what is missing",
