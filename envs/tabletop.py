@@ -260,6 +260,34 @@ class TabletopEnv(GoalEnv):
         """See `GoalEnv.oracle_cost`."""
         return self.goal_distance()
 
+    # ---- tampering: what no action can do; `reset` undoes it ----------------------------------------------------
+
+    def place_object(self, position: Array) -> None:
+        """Put the object to (3,) metres, at rest and turned as it is; nothing else of the state changes."""
+        start, speed = self._object_qpos, self._object_qvel
+        self._data.qpos[start : start + 3] = position
+        self._data.qvel[speed : speed + 6] = 0
+        mujoco.mj_fwdPosition(self._model, self._data)
+
+    def paint_object(self, rgba: tuple[float, float, float, float]) -> None:
+        """Change the look of the object, each channel in [0, 1]; an alpha of 0 draws none. Physics goes on as before.
+
+        Raises:
+            ConfigError: A channel is out of range.
+        """
+        if len(rgba) != 4 or not all(0 <= channel <= 1 for channel in rgba):
+            raise ConfigError(f"rgba must be four numbers in [0, 1], got {rgba}")
+        self._model.geom_rgba[self._object_geom] = rgba
+
+    def set_fingers_solid(self, solid: bool) -> None:
+        """Whether the fingers touch anything; others go through the object."""
+        self._model.geom_contype[self._is_finger] = int(solid)
+        self._model.geom_conaffinity[self._is_finger] = int(solid)
+
+    def picture(self) -> NDArray[np.uint8]:
+        """Picture (Y, X, 3) of the present state, as an observation shows it; the state stays as it is."""
+        return self._picture()
+
     # ---- helpers for tasks --------------------------------------------------------------------------------------
 
     def pose_state(self, gripper: Array, object_position: Array, object_yaw: float, opening: float = 0.0) -> Array:
@@ -291,6 +319,7 @@ class TabletopEnv(GoalEnv):
         self._camera_id = lookup(mujoco.mjtObj.mjOBJ_CAMERA, "exterior")
         joint = lookup(mujoco.mjtObj.mjOBJ_JOINT, "object")
         self._object_qpos = int(self._model.jnt_qposadr[joint])
+        self._object_qvel = int(self._model.jnt_dofadr[joint])
         link0 = lookup(mujoco.mjtObj.mjOBJ_BODY, "link0")
         hand = lookup(mujoco.mjtObj.mjOBJ_BODY, "hand")
         self._arm_geoms = [g for g in range(self._model.ngeom) if link0 <= self._model.geom_bodyid[g] < hand]
@@ -301,12 +330,13 @@ class TabletopEnv(GoalEnv):
         self._task = task
         self._goal = task.goal
         self._dress(task.appearance)
+        self.set_fingers_solid(True)
         self.set_state(task.start)
         self._num_steps = 0
 
     def _dress(self, look: Appearance) -> None:
         model = self._model
-        model.geom_rgba[self._object_geom, :3] = look.object_rgb
+        model.geom_rgba[self._object_geom] = (*look.object_rgb, 1.0)
         model.geom_rgba[self._table_geom, :3] = look.table_rgb
         model.geom_rgba[self._arm_geoms, :3] = look.arm_rgb
         model.light_diffuse[0] = self._default_light * look.light

@@ -91,6 +91,21 @@ COMMANDS: dict[str, Command] = {
         ),
         groups=("encoder",),
     ),
+    "posttrain": Command(
+        summary="V-JEPA 2-AC: poses and actions as tokens beside the patches of a frozen encoder",
+        keys=(
+            ("data=FILE", "episode file"),
+            ("encoder.path=FOLDER", "pretrained encoder; encoder=huggingface or original for released weights"),
+            ("predictor=small", "or vjepa2_ac, the released size (305 M weights); predictor.depth=..."),
+            ("fit=short", "optimisation; fit=vjepa2_ac as published; fit.steps=N"),
+            ("pose.shift_m=0.04", "how proprioception and actions read as poses; the tabletop arm by default"),
+        ),
+        examples=(
+            "worldmodel posttrain data=outputs/push.h5 run_dir=outputs/ac",
+            "worldmodel posttrain data=outputs/push.h5 encoder=vit_giant predictor=vjepa2_ac fit=vjepa2_ac",
+        ),
+        groups=("encoder", "predictor", "fit"),
+    ),
     "plan": Command(
         summary="plan one episode toward a goal image and write a video and a figure",
         keys=(
