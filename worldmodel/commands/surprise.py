@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
 
 from worldmodel.analysis.figures import save_figure
 from worldmodel.analysis.surprise import film_strip, surprise_figure
+from worldmodel.commands.pretrained_task import pretrained_task
 from worldmodel.commands.run import Outcome, Run, RunSettings, counted
+from worldmodel.control.collect import spec_of
 from worldmodel.envs import resolve_env_id
 from worldmodel.envs.violations import KINDS, Timing
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.evaluate import checkpoint_hash
+from worldmodel.evaluation.masked_surprise import MaskedSurprise
 from worldmodel.evaluation.surprise import (
     COMPARISONS,
     FrameDifference,
@@ -28,7 +31,7 @@ from worldmodel.evaluation.surprise import (
     pair_of,
     tabletop,
 )
-from worldmodel.models.checkpoint import load_checkpoint, resolve_checkpoint
+from worldmodel.models.checkpoint import check_spec, load_checkpoint, resolve_checkpoint
 from worldmodel.models.world_model import WorldModel
 
 RECORD, FIGURE, STRIP, PAIRS = "surprise.json", "surprise.png", "film_strip.png", "pairs"
@@ -37,7 +40,7 @@ _TITLES = {
     "arm_held": "control: impossible clip with the arm held still against the possible twin, whose arm moves on",
     "same_pictures": "control: impossible clip against one that shows the same after the event, but from the start",
 }
-_FRAMES = "frame difference"
+_FRAMES, _MASKED = "frame difference", "masked predictor"
 
 
 @dataclass(kw_only=True)
@@ -47,9 +50,11 @@ class Settings(RunSettings, SurpriseConfig):
     Attributes:
         checkpoints: World models: "shipped", names of shipped ones, or folders. They must take frames of the same size
             and actions of the same block.
+        pretraining: Run folder of `worldmodel pretrain` whose masked predictor is asked as well; None for none.
     """
 
     checkpoints: tuple[str, ...] = ("shipped",)
+    pretraining: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,17 +69,23 @@ def run(settings: Settings, run: Run) -> Outcome:
     folders = {name: resolve_checkpoint(name, env_id).resolve() for name in settings.checkpoints}
     models = {label: load_checkpoint(folders[name]) for name, label in _labels(folders).items()}
     timing = _timing(settings, models)
+    image_size = next(iter(models.values())).spec.image_size
     judges = _judges(models, settings.horizon)
     identity = {"env_id": env_id, "checkpoints": [checkpoint_hash(folder) for folder in folders.values()]}
+    if settings.pretraining is not None:
+        judges[_MASKED] = _masked(Path(settings.pretraining), image_size)
+        identity["pretraining"] = settings.pretraining
+        timing = replace(timing, every=1)
     config = SurpriseConfig(**{name: getattr(settings, name) for name in SurpriseConfig.__dataclass_fields__})
     run.note(
         f"{settings.pairs} pairs of clips for each of {len(settings.kinds)} violations, staged in {env_id}: "
         f"{settings.before} model steps, the event, {settings.after} model steps"
     )
     run.kept = f"finished kinds are in {run.folder / PAIRS}; continue with run_dir={run.folder}"
-    image_size = next(iter(models.values())).spec.image_size
     env = tabletop(settings.env, image_size)
     try:
+        for label, model in models.items():
+            check_spec(model.spec, spec_of(env, env_id, image_size), label)
         with counted("judging pairs", run.progress) as progress:
             folder = run.folder / PAIRS
             result = judge_pairs(env, config, judges, timing, folder=folder, identity=identity, progress=progress)
@@ -115,6 +126,14 @@ def _judges(models: Mapping[str, WorldModel], horizon: int) -> dict[str, Judge]:
     judges: dict[str, Judge] = {label: ModelSurprise(model, horizon) for label, model in models.items()}
     judges |= {f"{label}: latent change": LatentChange(model) for label, model in models.items()}
     return judges | {_FRAMES: FrameDifference()}
+
+
+def _masked(folder: Path, image_size: int) -> MaskedSurprise:
+    """The masked predictor of a pretraining run."""
+    task, settings = pretrained_task(folder)
+    if task.encoder.image_size != image_size:
+        raise ConfigError(f"{folder} takes frames of {task.encoder.image_size} pixels, the models of {image_size}")
+    return MaskedSurprise(task, settings.frame_step)
 
 
 def _tables(result: SurpriseResult) -> list[Table]:
