@@ -206,10 +206,11 @@ def results_page() -> str:
         "# Results\n\nEvery row links its record and says with which command, on which hardware, in how many minutes "
         "and on which tasks it was made. Rates have 95 % Wilson intervals, differences are paired over tasks "
         "(bootstrap, McNemar's p). Minutes are the wall time of the evaluation; `plan` in front of them means planning "
-        "alone, summed over the record and divided by the workers, because the run's wall time was not kept; `about` in "
-        "front of a replan time means medians over episodes. Tasks are the first 12 digits of the manifest's hash. All "
-        "of this page is computed from the records when the site is built; [decision 11](decisions/0011-evidence.md) "
-        f"says what the rows are. Hardware: {hardware}, unless a row says otherwise.\n"
+        "alone, summed over the record and divided by the workers, because the run's wall time was not kept; `about` "
+        "in front of a replan time means medians over episodes. Tasks are the first 12 digits of the manifest's hash. "
+        "All of this page is computed from the records when the site is built; "
+        "[decision 11](decisions/0011-evidence.md) says what the rows are. "
+        f"Hardware: {hardware}, unless a row says otherwise.\n"
     ]
     makers = {"episodes": _episode_section, "cells": _cell_section, "speed": _speed_section}
     for section in records["section"]:
