@@ -12,7 +12,7 @@ from worldmodel.config import load
 from worldmodel.control.vjepa2_ac import ACContext, ACEnergy, action_bounds
 from worldmodel.errors import ConfigError, PlanningError
 from worldmodel.learning.fit_config import learning_rate
-from worldmodel.learning.vjepa2_ac import VJEPA2ACConfig, VJEPA2ACTask, published_fit
+from worldmodel.learning.vjepa2_ac import VJEPA2ACConfig, VJEPA2ACTask
 from worldmodel.models.ac_predictor import ACPredictor, ACPredictorConfig, normalise_tokens
 from worldmodel.planners import CEM
 
@@ -84,7 +84,7 @@ def test_training_learns_what_actions_do() -> None:
 
 
 def test_the_schedule_is_the_published_one() -> None:
-    settings = published_fit()
+    settings = load("posttrain", ["data=x.h5", "fit=vjepa2_ac"]).settings.fit
     assert settings.steps == 4500 + 85_500 + 4500
     rates = [learning_rate(settings, step) for step in (0, 4499, 50_000, 89_999, 94_499)]
     assert rates == pytest.approx([7.5e-5 + 3.5e-4 / 4500, 4.25e-4, 4.25e-4, 4.25e-4, 0.0])

@@ -202,11 +202,15 @@ class MPCAgent(PlanningAgent):
         """The context at the moment the plan takes over, after the decided actions (B, delay, A)."""
         if decided.shape[1] == 0:
             return context
-        imagined = self.world_model.rollout(context, decided.unsqueeze(1)).visual.squeeze(1)
-        frames = torch.cat([context.latent.visual, imagined.to(context.latent.visual)], dim=1)
-        frames = frames[:, -self.world_model.window :]
+        imagined = self.world_model.rollout(context, decided.unsqueeze(1))
+        seen, window = context.latent, self.world_model.window
+        frames = torch.cat([seen.visual, imagined.visual.squeeze(1).to(seen.visual)], dim=1)[:, -window:]
+        body = None
+        if seen.proprio is not None and imagined.proprio is not None:
+            body = torch.cat([seen.proprio, imagined.proprio.squeeze(1).to(seen.proprio)], dim=1)[:, -window:]
         actions = torch.cat([context.actions, decided.to(context.actions)], dim=1)
-        return Context(latent=Latent(visual=frames), actions=actions[:, actions.shape[1] - frames.shape[1] + 1 :])
+        latent = Latent(visual=frames, proprio=body)
+        return Context(latent=latent, actions=actions[:, actions.shape[1] - frames.shape[1] + 1 :])
 
     def _encode(self, pixels: NDArray[np.uint8], proprio: NDArray[np.float32] | None) -> Latent:
         """Latent (R, 1, ...) of R single frames."""

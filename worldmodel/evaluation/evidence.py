@@ -61,6 +61,7 @@ class _Recorder:
         self._agent, self._env = agent, env
         self.actions: list[NDArray[np.float32]] = []
         self.frames: list[NDArray[np.uint8]] = []
+        self.proprio: list[NDArray[np.float32]] = []
         self.true_costs: list[float] = []
         self.distances: list[float] = []
 
@@ -77,6 +78,7 @@ class _Recorder:
     def observe(self, step: int, obs: dict[str, Any], infos: Sequence[dict[str, Any]]) -> None:
         """Keep the frame and what is true at it."""
         self.frames.append(obs["pixels"][0])
+        self.proprio.append(obs["proprio"][0])
         self.true_costs.append(self._env.oracle_cost())
         self.distances.append(float(infos[0]["goal_distance"]))
 
@@ -119,14 +121,16 @@ def _evidence_of(manifest: Manifest, factory: ModelAgents, seed: int, episode: i
 
 def _measure(agent: MPCAgent, recorder: _Recorder, goal_pixels: NDArray[np.uint8], *, horizon: int) -> Evidence:
     model, block = agent.world_model, agent.world_model.spec.action_block
-    visual = model.encode(to_tensor(np.stack(recorder.frames[::block]))[None]).visual[0]  # (T, N, D)
+    body = to_tensor(np.stack(recorder.proprio[::block]))[None]
+    seen = model.encode(to_tensor(np.stack(recorder.frames[::block]))[None], body)
+    visual = seen.visual[0]  # (T, N, D)
     goal = model.encode(to_tensor(goal_pixels)[None, None]).visual[0]  # (1, N, D)
     steps = len(visual) - 1
     taken = np.stack(recorder.actions[: steps * block]).reshape(steps, -1)
     costs = _frame_costs(agent, torch.cat([visual, goal]), goal)
     along, at_goal = costs[:-1], float(costs[-1])
     return Evidence(
-        open_loop=_open_loop(agent, visual, to_tensor(taken, visual.device), min(horizon, steps)),
+        open_loop=_open_loop(agent, seen, to_tensor(taken, visual.device), min(horizon, steps)),
         rank_correlation=_rank_correlation(along, np.array(recorder.true_costs[::block])),
         cost_at_goal=at_goal,
         cost_at_start=float(along[0]),
@@ -144,12 +148,14 @@ def _frame_costs(agent: MPCAgent, visual: Tensor, goal: Tensor) -> NDArray[np.fl
     return values
 
 
-def _open_loop(agent: MPCAgent, visual: Tensor, actions: Tensor, horizon: int) -> tuple[float, ...]:
-    """Error of rollouts over that of repeating the frame they start from, per horizon; frames (T, N, D)."""
+def _open_loop(agent: MPCAgent, seen: Latent, actions: Tensor, horizon: int) -> tuple[float, ...]:
+    """Error of rollouts over that of repeating the frame they start from, per horizon; one sequence of T frames."""
+    visual = seen.visual[0]
     starts = len(visual) - horizon
     windows = torch.stack([actions[start : start + horizon] for start in range(starts)])  # (B, H, A)
     none = actions.new_zeros(starts, 0, actions.shape[-1])
-    context = Context(latent=Latent(visual=visual[:starts, None]), actions=none)
+    body = None if seen.proprio is None else seen.proprio[0, :starts, None]
+    context = Context(latent=Latent(visual=visual[:starts, None], proprio=body), actions=none)
     imagined = agent.world_model.rollout(context, windows[:, None]).visual[:, 0]  # (B, H, N, D)
     ratios = []
     for step in range(horizon):

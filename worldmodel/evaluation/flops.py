@@ -24,12 +24,14 @@ class ModelFlops:
         candidate: Of one candidate sequence, rolled out and scored. What the candidates of a plan share is left out.
         window: Frames of context the model keeps; with one, only the frames that are planned from are encoded.
         action_block: Env actions in one model step.
+        parameters: Numbers in the weights of the model, the frozen encoder included.
     """
 
     encoding: int
     candidate: int
     window: int
     action_block: int
+    parameters: int = 0
 
     def of_episode(self, run: EpisodeRun) -> int:
         """Of the goal and the frames that were encoded, and of every candidate scored."""
@@ -49,9 +51,12 @@ def measure_flops(world_model: WorldModel, objective: Objective, horizon: int) -
     spec, window = world_model.spec, world_model.window
     frame = torch.zeros(1, 1, spec.image_size, spec.image_size, 3, dtype=torch.uint8)
     encoding = matmul_flops(lambda: world_model.encode(frame))
-    goal = Latent(visual=world_model.encode(frame).visual)
+    body = torch.zeros(1, 1, len(spec.proprio_names))
+    seen = world_model.encode(frame, body)
+    goal = Latent(visual=seen.visual)
     actions = torch.zeros(1, window - 1, spec.flat_action_dim, device=world_model.device)
-    context = Context(latent=Latent(visual=goal.visual.expand(-1, window, -1, -1)), actions=actions)
+    felt = None if seen.proprio is None else seen.proprio.expand(-1, window, -1)
+    context = Context(latent=Latent(visual=goal.visual.expand(-1, window, -1, -1), proprio=felt), actions=actions)
     cost = LatentCost(world_model, objective.bind(world_model), context, goal)
 
     def scoring(candidates: int) -> int:
@@ -63,4 +68,5 @@ def measure_flops(world_model: WorldModel, objective: Objective, horizon: int) -
         candidate=(scoring(4) - scoring(2)) // 2,
         window=window,
         action_block=spec.action_block,
+        parameters=sum(weight.numel() for weight in world_model.parameters()),
     )

@@ -194,9 +194,10 @@ def rebuild(record: Any) -> Any:
 
 
 def _tensors_of(record: PlanRecord) -> dict[str, Tensor]:
-    plan = record.plan
+    plan, body = record.plan, record.context.latent.proprio
     return {
         "context": record.context.latent.visual,
+        **({} if body is None else {"proprio": body}),
         "past": record.context.actions,
         "rng_state": plan.rng_state[0],
         **{name: getattr(plan, name) for name in _PLAN},
@@ -212,5 +213,5 @@ def _record_of(number: int, step: int, seconds: float, tensors: Mapping[str, Ten
         rng_state=(own["rng_state"],),
         seconds=seconds,
     )
-    context = Context(latent=Latent(visual=own["context"]), actions=own["past"])
+    context = Context(latent=Latent(visual=own["context"], proprio=own.get("proprio")), actions=own["past"])
     return PlanRecord(step=step, context=context, plan=plan)

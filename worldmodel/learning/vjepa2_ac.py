@@ -6,15 +6,19 @@ the actions, and the error is absolute.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
-from worldmodel.learning.fit_config import FitConfig
+from worldmodel.learning.features import TrajectorySampler
+from worldmodel.learning.fit import to_device
+from worldmodel.models.ac_dynamics import PoseMap
 from worldmodel.models.ac_predictor import ACPredictor, ACPredictorConfig, normalise_tokens
+from worldmodel.models.pose import pose_change
 
 
 class RobotClips(Protocol):
@@ -29,6 +33,51 @@ class RobotClips(Protocol):
     tokens: Tensor
     states: Tensor
     actions: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobotBatch:
+    """`RobotClips` in memory.
+
+    Attributes:
+        tokens: (B, T, N, D).
+        states: (B, T, 7).
+        actions: (B, T - 1, 7).
+    """
+
+    tokens: Tensor
+    states: Tensor
+    actions: Tensor
+
+
+class RobotClipSampler:
+    """Sub-trajectories of a data set as the predictor reads them.
+
+    Actions are the changes between recorded poses, as in the published data, not the commands that caused them.
+
+    Args:
+        sampler: Draws the sub-trajectories.
+        pose: Reads proprioception as poses.
+    """
+
+    def __init__(self, sampler: TrajectorySampler, pose: PoseMap) -> None:
+        self._sampler, self._pose = sampler, pose
+
+    def next_batch(self) -> RobotBatch:
+        """Draw the next batch."""
+        drawn = self._sampler.next_batch()
+        states = self._pose.poses(drawn.proprio.float())
+        return RobotBatch(
+            tokens=drawn.features.float(), states=states, actions=pose_change(states[:, :-1], states[:, 1:])
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the stream, JSON-able."""
+        return self._sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue a stream."""
+        self._sampler.load_state_dict(state)
 
 
 @dataclass(kw_only=True)
@@ -48,22 +97,6 @@ class VJEPA2ACConfig:
     def __post_init__(self) -> None:
         if self.rollout_steps < 1:
             raise ConfigError(f"rollout_steps must be >= 1, got {self.rollout_steps}")
-
-
-def published_fit() -> FitConfig:
-    """Optimisation of the released model: constant rate between a linear warm-up and a linear cool-down to 0.
-
-    94,500 steps of 256 clips of 8 frames at 4 frames a second (vjepa2 `configs/train/vitg16/droid-256px-8f.yaml`).
-    """
-    return FitConfig(
-        steps=94_500,
-        lr=4.25e-4,
-        start_lr=7.5e-5,
-        final_lr=0.0,
-        warmup_steps=4500,
-        cooldown_steps=4500,
-        weight_decay=0.04,
-    )
 
 
 class VJEPA2ACTask(nn.Module):
@@ -109,3 +142,33 @@ class VJEPA2ACTask(nn.Module):
             seen = torch.cat([seen, following], dim=1)
         rollout = (seen[:, 1:] - z[:, 1 : steps + 1]).abs().mean()
         return {"loss": teacher_forcing + rollout, "teacher_forcing": teacher_forcing, "rollout": rollout}
+
+
+@torch.no_grad()
+def held_out_errors(task: VJEPA2ACTask, batches: Sequence[RobotBatch]) -> dict[str, float]:
+    """Mean absolute error on held-out clips, beside what repeating the last frame and foreign actions give.
+
+    Args:
+        task: Being trained.
+        batches: Held-out clips.
+
+    Returns:
+        "val_teacher_forcing", "val_rollout", "val_still" (every next frame taken to be the last one seen) and
+        "val_foreign_actions" (teacher forcing with the actions of the next clip of the batch): a model that reads its
+        actions errs less than with foreign ones, a model that predicts motion less than a still world.
+    """
+    device = next(task.parameters()).device
+    sums: dict[str, float] = {}
+    for batch in batches:
+        moved = to_device(batch, device)
+        z = normalise_tokens(moved.tokens)
+        losses = task(moved)
+        foreign = task(replace(moved, actions=moved.actions.roll(1, dims=0)))
+        for name, value in (
+            ("val_teacher_forcing", losses["teacher_forcing"]),
+            ("val_rollout", losses["rollout"]),
+            ("val_still", (z[:, 1:] - z[:, :-1]).abs().mean()),
+            ("val_foreign_actions", foreign["teacher_forcing"]),
+        ):
+            sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
+    return sums

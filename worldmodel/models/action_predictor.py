@@ -103,6 +103,45 @@ class ActionPredictor(nn.Module, ABC):
             raise ConfigError(f"actions must be (B, S, H, A) = {expected}, got {tuple(actions.shape)}")
 
 
+class ProprioPredictor(ActionPredictor):
+    """Dynamics that also need where the robot is: proprioception goes in with the context and comes out predicted."""
+
+    @abstractmethod
+    def rollout_from(
+        self, context_z: Tensor, context_actions: Tensor, actions: Tensor, context_proprio: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `ActionPredictor.rollout`, with proprioception.
+
+        Args:
+            context_z: (B, T0, N, D).
+            context_actions: (B, T0 - 1, A).
+            actions: (B, S, H, A).
+            context_proprio: (B, T0, P) standardised, at the context frames.
+
+        Returns:
+            (B, S, H, N, D) predicted latents and (B, S, H, P) predicted proprioception.
+
+        Raises:
+            ConfigError: The shapes do not belong together.
+        """
+
+    def forward(self, z: Tensor, actions: Tensor) -> Tensor:
+        """Refuse: see `rollout_from`.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{type(self).__name__} predicts from proprioception too: use rollout_from")
+
+    def rollout(self, context_z: Tensor, context_actions: Tensor, actions: Tensor) -> Tensor:
+        """Refuse: see `rollout_from`.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{type(self).__name__} predicts from proprioception too: use rollout_from")
+
+
 class ResidualBlock(nn.Module):
     """Pre-norm two-layer MLP added to its input."""
 

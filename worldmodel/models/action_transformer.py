@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldmodel.errors import ConfigError
+from worldmodel.models.ac_dynamics import ACDynamics, ACDynamicsConfig
 from worldmodel.models.action_predictor import ActionPredictor, ResidualMLPConfig, ResidualMLPPredictor
+from worldmodel.models.frame_predictor import FramePredictor, FramePredictorConfig
 from worldmodel.models.init import seeded_weights
 from worldmodel.models.vit import Rope, apply_rope, rope_axis_dim, rope_tables, rope_turns
 
@@ -212,7 +214,7 @@ def _per_candidate(x: Tensor, candidates: int) -> Tensor:
     return x.unsqueeze(1).expand(-1, candidates, *x.shape[1:]).flatten(0, 1)
 
 
-PredictorConfig = ResidualMLPConfig | TransformerPredictorConfig
+PredictorConfig = ResidualMLPConfig | TransformerPredictorConfig | ACDynamicsConfig | FramePredictorConfig
 
 
 def build_predictor(
@@ -230,4 +232,8 @@ def build_predictor(
     with seeded_weights(seed):
         if isinstance(config, ResidualMLPConfig):
             return ResidualMLPPredictor(config, num_tokens=num_tokens, latent_dim=latent_dim, action_dim=action_dim)
+        if isinstance(config, ACDynamicsConfig):
+            return ACDynamics(config, num_tokens=num_tokens, latent_dim=latent_dim, action_dim=action_dim, seed=seed)
+        if isinstance(config, FramePredictorConfig):
+            return FramePredictor(config, num_tokens=num_tokens, latent_dim=latent_dim, action_dim=action_dim)
         return TransformerPredictor(config, num_tokens=num_tokens, latent_dim=latent_dim, action_dim=action_dim)

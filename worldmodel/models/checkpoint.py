@@ -10,6 +10,7 @@ import hashlib
 import json
 import types
 import typing
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from difflib import get_close_matches
@@ -24,12 +25,20 @@ from torch import Tensor, nn
 
 from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import CheckpointError, WorldModelError
+from worldmodel.models.ac_dynamics import ACDynamicsConfig
 from worldmodel.models.ac_predictor import ACPredictorConfig
 from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
 from worldmodel.models.encoders import Encoder
-from worldmodel.models.frozen_encoders import ConvEncoderConfig, PatchEncoderConfig, TimmEncoderConfig, build_encoder
-from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig, build_head
+from worldmodel.models.frame_predictor import FramePredictorConfig
+from worldmodel.models.frozen_encoders import (
+    REGISTERED,
+    ConvEncoderConfig,
+    PatchEncoderConfig,
+    TimmEncoderConfig,
+    build_encoder,
+)
+from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig, NormHeadConfig, build_head
 from worldmodel.models.masked_predictor import MaskedPredictorConfig
 from worldmodel.models.policy import GoalMLPConfig
 from worldmodel.models.temporal_distance import TemporalDistance, TemporalDistanceConfig
@@ -43,19 +52,20 @@ CARD = "card.json"
 SHIPPED = "shipped"
 STORAGE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
-_CONFIGS: dict[str, type[Any]] = {
+_OWN_CONFIGS: dict[str, type[Any]] = {
     config.__name__: config
     for config in (
         *(ViTConfig, TimmEncoderConfig, PatchEncoderConfig, ConvEncoderConfig),
-        *(CompactHeadConfig, IdentityHeadConfig),
-        ResidualMLPConfig,
+        *(CompactHeadConfig, IdentityHeadConfig, NormHeadConfig),
+        *(ResidualMLPConfig, FramePredictorConfig),
         TransformerPredictorConfig,
         TemporalDistanceConfig,
         GoalMLPConfig,
         MaskedPredictorConfig,
-        ACPredictorConfig,
+        *(ACPredictorConfig, ACDynamicsConfig),
     )
 }
+_CONFIGS = ChainMap(_OWN_CONFIGS, REGISTERED)  # with those of the user's encoders
 
 
 class EnvSpec(Protocol):
@@ -276,7 +286,8 @@ def read_config(card: dict[str, Any], part: str) -> Any:
     record = dict(card["configs"][part])
     name = record.pop("type")
     if name not in _CONFIGS:
-        raise CheckpointError(f"unknown {part} config {name!r}; known: {', '.join(_CONFIGS)}")
+        hint = "register an encoder of your own first (register_encoder)"
+        raise CheckpointError(f"unknown {part} config {name!r}; known: {', '.join(_CONFIGS)}; {hint}")
     if name == TimmEncoderConfig.__name__:
         record |= {"pretrained": False, "weights": None}  # the weights are in the checkpoint; fetch no others
     return rebuild(_CONFIGS[name], record)

@@ -1,8 +1,8 @@
 """From frozen encoder tokens to the latent that is planned in.
 
-Two heads behind one interface: `IdentityHead` keeps one token per patch (the patch latent of V-JEPA 2-AC and
-JEPA-WMs), `CompactHead` turns a frame into one short vector, which makes a replan 10 to 50 times cheaper. Kept apart
-from the encoders because a head is trained with the dynamics while the encoder stays frozen.
+Three heads behind one interface: `IdentityHead` keeps one token per patch (as JEPA-WMs do), `NormHead` does so the way
+of V-JEPA 2-AC, `CompactHead` turns a frame into one short vector, which makes a replan 10 to 50 times cheaper. Kept
+apart from the encoders because a head is trained with the dynamics while the encoder stays frozen.
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ class CompactHeadConfig:
         for name in ("token_dim", "hidden_dim", "latent_dim"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class NormHeadConfig:
+    """Patch latent of V-JEPA 2-AC: layer-normed tokens."""
 
 
 class TokenStandardiser(nn.Module):
@@ -161,6 +166,26 @@ class IdentityHead(LatentHead):
         return projected
 
 
+class NormHead(LatentHead):
+    """Layer norm of every token, without statistics and without weights (arXiv:2506.09985, section 3).
+
+    Args:
+        config: Nothing to choose.
+        num_tokens: Tokens per frame the encoder gives.
+        embed_dim: Their width.
+    """
+
+    def __init__(self, config: NormHeadConfig, *, num_tokens: int, embed_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_tokens, self.latent_dim = num_tokens, embed_dim
+        self.standardise = TokenStandardiser(num_tokens, embed_dim)  # stays the identity
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """See `LatentHead.forward`."""
+        return nn.functional.layer_norm(self.standardise(tokens), (self.latent_dim,))
+
+
 class CompactHead(LatentHead):
     """Linear map per token, flatten, two-layer MLP: one vector per frame (N' = 1).
 
@@ -191,7 +216,7 @@ class CompactHead(LatentHead):
         return latent.unsqueeze(-2)
 
 
-HeadConfig = CompactHeadConfig | IdentityHeadConfig
+HeadConfig = CompactHeadConfig | IdentityHeadConfig | NormHeadConfig
 
 
 def build_head(config: HeadConfig, *, num_tokens: int, embed_dim: int, seed: int = 0) -> LatentHead:
@@ -206,4 +231,6 @@ def build_head(config: HeadConfig, *, num_tokens: int, embed_dim: int, seed: int
     with seeded_weights(seed):
         if isinstance(config, CompactHeadConfig):
             return CompactHead(config, num_tokens=num_tokens, embed_dim=embed_dim)
+        if isinstance(config, NormHeadConfig):
+            return NormHead(config, num_tokens=num_tokens, embed_dim=embed_dim)
         return IdentityHead(config, num_tokens=num_tokens, embed_dim=embed_dim)

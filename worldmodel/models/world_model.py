@@ -10,17 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 
 from worldmodel.data.normalize import Normalizer
+from worldmodel.display import facts_table, html_of
 from worldmodel.errors import ConfigError
-from worldmodel.models.action_predictor import ActionPredictor
+from worldmodel.models.action_predictor import ActionPredictor, ProprioPredictor
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.latent_head import LatentHead
 from worldmodel.models.temporal_distance import TemporalDistance
 from worldmodel.types import Context, Latent
 
-LATENTS = ("compact", "patch")
+LATENTS = ("compact", "patch", "pixels")
 ROLLOUT_BYTES = 2 * 1024**3
 """Memory that a rollout may take at once, unless the size of its blocks is given."""
 MAX_CANDIDATE_BLOCK = 512
@@ -38,7 +40,7 @@ class ModelSpec:
         action_block: Consecutive env actions in one model step.
         image_size: Height and width of a frame, pixels.
         proprio_names: Names of the proprioceptive entries.
-        latent: "compact" (one vector per frame) or "patch" (one per patch).
+        latent: "compact" (one vector per frame), "patch" (one per patch) or "pixels" (the frame itself, drawn).
     """
 
     env_ids: tuple[str, ...]
@@ -143,6 +145,28 @@ class WorldModel(nn.Module):
         """Frames of context the predictor can use."""
         return self.predictor.window
 
+    def __rich__(self) -> Table:
+        spec, head, predictor = self.spec, self.head, self.predictor
+        block = f" in model steps of {spec.action_block}" if spec.action_block > 1 else ""
+        distance = "none" if self.temporal_distance is None else f"{_parameters(self.temporal_distance)} parameters"
+        facts = {
+            "environments": ", ".join(spec.env_ids),
+            "frames": f"{spec.image_size} x {spec.image_size} pixels",
+            "actions": f"{spec.action_dim} numbers{block}",
+            "encoder": f"{type(self.encoder).__name__}, {_parameters(self.encoder)} parameters, "
+            f"{self.encoder.num_tokens} tokens of {self.encoder.embed_dim}",
+            "latent": f"{spec.latent}: {head.num_tokens} x {head.latent_dim} numbers a frame, "
+            f"{type(head).__name__} of {_parameters(head)} parameters",
+            "predictor": f"{type(predictor).__name__}, {_parameters(predictor)} parameters, "
+            f"looks back {predictor.window} {'frame' if predictor.window == 1 else 'frames'}",
+            "temporal distance": distance,
+            "device": str(self.device),
+        }
+        return facts_table("world model", facts)
+
+    def _repr_html_(self) -> str:
+        return html_of(self.__rich__())
+
     def encode(self, pixels: Tensor, proprio: Tensor | None = None) -> Latent:
         """Latent of real frames.
 
@@ -205,10 +229,10 @@ class WorldModel(nn.Module):
             actions: (B, S, H, A) env units.
 
         Returns:
-            Latent with visual (B, S, H, N, D); proprio is None (it is not predicted).
+            Latent with visual (B, S, H, N, D); proprio (B, S, H, P) of predictors that carry it along, else None.
 
         Raises:
-            ConfigError: The shapes do not belong together.
+            ConfigError: The shapes do not belong together, or the predictor needs proprioception and there is none.
         """
         if actions.dim() != 4 or actions.shape[3] != self.spec.flat_action_dim:
             expected = f"(B, S, H, {self.spec.flat_action_dim})"
@@ -217,12 +241,21 @@ class WorldModel(nn.Module):
         if len(visual) != len(actions):
             raise ConfigError(f"context holds {len(visual)} problems, actions {len(actions)}")
         past = context.actions.to(self.device)
+        body = context.latent.proprio
+        if isinstance(self.predictor, ProprioPredictor) and body is None:
+            raise ConfigError("this model predicts from proprioception too: encode(pixels, proprio), then roll out")
         with torch.inference_mode(mode=not actions.requires_grad):
             moved = actions.to(device=self.device, dtype=torch.float32)
-            rows = [self._rollout_problem(visual[i], past[i], moved[i]) for i in range(len(moved))]
-            return Latent(visual=torch.stack(rows))
+            rows = [
+                self._rollout_problem(visual[i], past[i], moved[i], None if body is None else body[i].to(self.device))
+                for i in range(len(moved))
+            ]
+            proprio = [row.proprio for row in rows if row.proprio is not None]
+            return Latent(
+                visual=torch.stack([row.visual for row in rows]), proprio=torch.stack(proprio) if proprio else None
+            )
 
-    def _rollout_problem(self, visual: Tensor, past: Tensor, actions: Tensor) -> Tensor:
+    def _rollout_problem(self, visual: Tensor, past: Tensor, actions: Tensor, body: Tensor | None) -> Latent:
         """Roll out the candidates (S, H, A) of one problem in blocks whose shape depends on S alone.
 
         The copies matter: a slice of a batch starts at another alignment than a tensor of its own, and matrix kernels
@@ -232,11 +265,27 @@ class WorldModel(nn.Module):
         context_actions = self.action_normalizer(past.clone())[None]
         candidates = len(actions)
         size = min(candidates, self.candidate_block)
-        parts = []
+        visuals, bodies = [], []
         for start in range(0, candidates, size):
             block = actions[start : start + size]
             missing = size - len(block)
             block = torch.cat([block, block[-1:].expand(missing, -1, -1)]) if missing else block.clone()
             normal = self.action_normalizer(block)[None]
-            parts.append(self.predictor.rollout(context_z, context_actions, normal)[0])
-        return torch.cat(parts)[:candidates] if len(parts) > 1 else parts[0]
+            if isinstance(self.predictor, ProprioPredictor) and body is not None:
+                seen, felt = self.predictor.rollout_from(context_z, context_actions, normal, body.clone()[None])
+                bodies.append(felt[0])
+            else:
+                seen = self.predictor.rollout(context_z, context_actions, normal)
+            visuals.append(seen[0])
+        return Latent(visual=_joined(visuals, candidates), proprio=_joined(bodies, candidates) if bodies else None)
+
+
+def _joined(parts: list[Tensor], candidates: int) -> Tensor:
+    """Blocks of candidates put together, without the padding of the last."""
+    return torch.cat(parts)[:candidates] if len(parts) > 1 else parts[0]
+
+
+def _parameters(module: nn.Module) -> str:
+    """Their number, in thousands or millions where that is shorter."""
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return str(count) if count < 1000 else f"{count / 1e3:.0f} k" if count < 1_000_000 else f"{count / 1e6:.1f} M"
