@@ -248,6 +248,22 @@ class TabletopEnv(GoalEnv):
         """(3,) goal of the current task, metres, world frame."""
         return self._goal.copy()
 
+    def project(self, points: Array) -> Array:
+        """Where points appear in the frames.
+
+        Args:
+            points: (..., 3) metres, world frame.
+
+        Returns:
+            (..., 2) pixels, x to the right and y down from the corner of `pixels`; those of points in front of the
+            camera but outside its view lie outside [0, image_size].
+        """
+        mujoco.mj_camlight(self._model, self._data)
+        axes = self._data.cam_xmat[self._camera_id].reshape(3, 3)  # columns: right, up, backwards
+        right, up, back = np.moveaxis((points - self._data.cam_xpos[self._camera_id]) @ axes, -1, 0)
+        focal = self.image_size / (2 * np.tan(np.radians(self._model.cam_fovy[self._camera_id]) / 2))
+        return self.image_size / 2 + focal * np.stack([right / -back, up / back], axis=-1)
+
     def in_contact(self) -> bool:
         """Whether a finger touches the object."""
         geoms = self._data.contact.geom

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +108,23 @@ def write_video(path: Path, film: Film, *, side: int = 384, hold_s: float = 1.0)
     Raises:
         DataError: `path` does not end in .mp4.
     """
+    return write_pictures(path, _held(compose(film, side), round(hold_s / film.dt_s)), fps=1 / film.dt_s)
+
+
+def write_pictures(path: Path, pictures: Iterable[Pixels], *, fps: float) -> Path:
+    """Write pictures of one size, sides multiples of 16, as an H.264 MP4 that browsers play.
+
+    Args:
+        path: Target, ending in .mp4; parents are created. An interrupted run leaves no half file under this name.
+        pictures: (Y, X, 3) uint8 each.
+        fps: Pictures per second.
+
+    Returns:
+        `path`.
+
+    Raises:
+        DataError: `path` does not end in .mp4.
+    """
     if path.suffix != ".mp4":
         raise DataError(f"a video's name must end in .mp4, got {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +132,7 @@ def write_video(path: Path, film: Film, *, side: int = 384, hold_s: float = 1.0)
     writer = imageio.get_writer(
         partial,
         format="FFMPEG",
-        fps=1 / film.dt_s,
+        fps=fps,
         codec="libx264",
         pixelformat="yuv420p",
         quality=8,
@@ -124,12 +141,17 @@ def write_video(path: Path, film: Film, *, side: int = 384, hold_s: float = 1.0)
         ffmpeg_log_level="error",
     )
     with writer:
-        for picture in compose(film, side):
-            writer.append_data(picture)
-        for _ in range(round(hold_s / film.dt_s)):
+        for picture in pictures:
             writer.append_data(picture)
     os.replace(partial, path)
     return path
+
+
+def _held(pictures: Iterator[Pixels], times: int) -> Iterator[Pixels]:
+    """Pictures, the last one repeated so many times more."""
+    for picture in pictures:
+        yield picture
+    yield from [picture] * times
 
 
 def _caption(film: Film, step: int) -> str:

@@ -223,6 +223,26 @@ def effective_rank(features: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
+def feature_drift(before: Tensor, after: Tensor) -> float:
+    """How far features have moved: 1 - linear CKA (Kornblith et al., arXiv:1905.00414), in [0, 1].
+
+    What each place shows on average is removed first. Rotations and one common scale are no change.
+
+    Args:
+        before: (F, N, D) features of some frames.
+        after: (F, N, E) features of the same frames.
+
+    Raises:
+        DataError: They are not of the same frames and places.
+    """
+    if before.ndim != 3 or before.shape[:2] != after.shape[:2]:
+        raise DataError(f"drift needs features (F, N, D) of the same frames, got {(*before.shape,)}, {(*after.shape,)}")
+    x, y = ((one - one.mean(dim=0)).flatten(0, 1).double() for one in (before, after))
+    shared = (x.T @ y).square().sum()
+    own = (x.T @ x).square().sum().sqrt() * (y.T @ y).square().sum().sqrt()
+    return float((1 - shared / own.clamp(min=1e-30)).clamp(0, 1))
+
+
 def channel_std(features: Tensor) -> float:
     """Mean over positions and channels of the standard deviation of features (B, T, N, D) over clips and time."""
     return float(features.flatten(0, 1).std(dim=0, correction=0).mean())
