@@ -114,11 +114,16 @@ class GoalEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]], ABC):
     `reset(seed=, options={"task": Task})` starts a given task, `reset(seed=)` samples one. Every `info` holds
     `is_success` (bool, success predicate at this instant), `goal_distance` (float, metres) and `contact`
     (bool, gripper touches object). Episodes end by truncation after `max_steps`; success does not end them, so that
-    "held at the end" can be told from "ever".
+    "held at the end" can be told from "ever". `metadata["render_fps"]` is the control rate, steps per second.
+
+    Where the whole state is a short vector, `worldmodel.envs.state_env.StateEnv` leaves four methods to write.
     """
 
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "render_fps": 10}  # type: ignore[misc]
     max_steps: ClassVar[int]
     success_radius_m: ClassVar[float]
+    max_step_m: ClassVar[float] = 0.04
+    """Displacement of a full command along one axis in one control step, metres: the scale of drawn plans."""
     privileged_names: ClassVar[tuple[str, ...]]
     """Names of the entries of `privileged()`."""
 
@@ -165,6 +170,10 @@ class GoalEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]], ABC):
     @abstractmethod
     def simulate(self, action: NDArray[np.float32]) -> None:
         """Advance physics by one control step without rendering or bookkeeping (for oracle rollouts)."""
+
+    def expert_action(self) -> NDArray[np.float32] | None:
+        """Action (A,) of a scripted expert in the current state, or None where there is no expert."""
+        return None
 
     def is_success(self) -> bool:
         """Success predicate at this instant: `goal_distance() <= success_radius_m`."""

@@ -1,7 +1,8 @@
 """Scripted behaviour: experts that solve the tasks from true state, and exploratory play for recording data.
 
-They read the simulator's state, so they may collect demonstrations and prove that tasks are solvable; they are no
-baseline for agents that see pictures.
+Those of the tabletop are written here. Any other environment brings its expert along (`GoalEnv.expert_action`), and is
+played with by `Babble`. They read the simulator's state, so they may collect demonstrations and prove that tasks are
+solvable; they are no baseline for agents that see pictures.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from worldmodel.envs import resolve_env_id
 from worldmodel.envs.base import Array, GoalEnv
 from worldmodel.envs.push import CONTACT_GAP_M, PUSH_HEIGHT_M
 from worldmodel.envs.tabletop import (
@@ -34,10 +36,10 @@ _FREE_PLAY = {"wander": 0.2, "push": 0.1, "free": 0.5, "noise": 0.2}
 
 
 class Policy(Protocol):
-    """Chooses actions from the true state of a tabletop environment."""
+    """Chooses actions from the true state of an environment."""
 
     def act(self, env: GoalEnv) -> Action:
-        """Next action (4,) in [-1, 1]."""
+        """Next action (A,) in [-1, 1]."""
         ...
 
 
@@ -45,18 +47,14 @@ def expert(env_name: str, *, noise_std: float = 0.0, rng: np.random.Generator | 
     """Expert of an environment.
 
     Args:
-        env_name: "reach", "push" or the full id.
+        env_name: Short name, id, or "module:id"; environments of one's own act by `GoalEnv.expert_action`.
         noise_std: Standard deviation of Gaussian noise added to its actions (in action units), 0 for none.
         rng: Stream of that noise; required when `noise_std` > 0.
 
     Raises:
-        ConfigError: No expert exists for this environment, or noise was asked for without a stream.
+        ConfigError: Unknown environment, or noise was asked for without a stream.
     """
-    experts: dict[str, Callable[[], Policy]] = {"reach": ReachExpert, "push": PushExpert}
-    name = env_name.removeprefix("worldmodel/").removesuffix("-v0").lower()
-    if name not in experts:
-        raise ConfigError(f"no scripted expert for {env_name!r}; there is one for: {', '.join(experts)}")
-    policy = experts[name]()
+    policy = _EXPERTS.get(resolve_env_id(env_name), OwnExpert)()
     if noise_std == 0.0:
         return policy
     if rng is None:
@@ -67,12 +65,16 @@ def expert(env_name: str, *, noise_std: float = 0.0, rng: np.random.Generator | 
 def play(env_name: str, rng: np.random.Generator) -> Policy:
     """Exploratory play: wandering near the block, pushes to random places, free moves, correlated noise.
 
-    Where goals lie anywhere in the workspace (Reach), half of the time goes into free moves through all of it.
+    Where goals lie anywhere in the workspace (Reach), half of the time goes into free moves through all of it. What is
+    not on the tabletop gets correlated noise of every strength (`Babble`).
 
     Raises:
-        ConfigError: The environment is not one of the tabletop family.
+        ConfigError: Unknown environment.
     """
-    return Play(rng, shares=_FREE_PLAY if isinstance(expert(env_name), ReachExpert) else _BLOCK_PLAY)
+    policy = expert(env_name)
+    if isinstance(policy, OwnExpert):
+        return Babble(rng)
+    return Play(rng, shares=_FREE_PLAY if isinstance(policy, ReachExpert) else _BLOCK_PLAY)
 
 
 class ReachExpert:
@@ -93,6 +95,48 @@ class PushExpert:
         return push_towards(table, table.goal_position()[:2])
 
 
+_EXPERTS: dict[str, Callable[[], Policy]] = {"worldmodel/Reach-v0": ReachExpert, "worldmodel/Push-v0": PushExpert}
+
+
+class OwnExpert:
+    """The expert that an environment brings along."""
+
+    def act(self, env: GoalEnv) -> Action:
+        """See `Policy`.
+
+        Raises:
+            ConfigError: The environment has none.
+        """
+        action = env.expert_action()
+        if action is None:
+            raise ConfigError(f"{type(env).__name__} has no scripted expert: define expert_action, or play only")
+        return np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
+
+
+class Babble:
+    """Smooth random actions for any environment: correlated noise whose strength changes every 5 to 15 steps.
+
+    Args:
+        rng: Stream of every choice.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._left = 0
+        self._strength = 1.0
+        self._noise: Array | None = None
+
+    def act(self, env: GoalEnv) -> Action:
+        """See `Policy`."""
+        if self._left == 0:
+            self._left = int(self._rng.integers(5, 16))
+            self._strength = float(self._rng.uniform(0.1, 1.5))
+        self._left -= 1
+        fresh = self._rng.normal(0.0, 1.0, env.action_space.shape)
+        self._noise = fresh if self._noise is None else 0.8 * self._noise + 0.6 * fresh
+        return np.clip(self._strength * self._noise, -1.0, 1.0).astype(np.float32)
+
+
 class Noisy:
     """Adds Gaussian noise to another policy."""
 
@@ -103,9 +147,11 @@ class Noisy:
 
     def act(self, env: GoalEnv) -> Action:
         """See `Policy`."""
-        noise = self._rng.normal(0.0, self._std, 4)
-        noise[3] = 0.0
-        return np.clip(self._policy.act(env) + noise, -1.0, 1.0).astype(np.float32)
+        action = self._policy.act(env)
+        noise = self._rng.normal(0.0, self._std, action.shape)
+        if isinstance(env, TabletopEnv):
+            noise[3] = 0.0
+        return np.clip(action + noise, -1.0, 1.0).astype(np.float32)
 
 
 class Play:

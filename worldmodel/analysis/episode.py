@@ -24,7 +24,6 @@ from worldmodel.analysis.video import Film, write_video
 from worldmodel.control.agents import MPCAgent
 from worldmodel.control.objectives import Objective
 from worldmodel.envs import make_env, resolve_env_id
-from worldmodel.envs.tabletop import MAX_STEP_M
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.episodes import Block, EpisodeResult, agent_seed, run_block
 from worldmodel.evaluation.evaluate import EvaluateConfig, ModelAgents, model_agents
@@ -77,6 +76,7 @@ class WatchedEpisode:
         env_action_dim: Size of one environment action.
         replan_steps: Environment steps between replans.
         dt_s: Seconds of one environment step.
+        step_m: Displacement of a full command along one axis in one environment step, metres.
         log: Every plan with what it started from, to be saved and replayed.
     """
 
@@ -91,6 +91,7 @@ class WatchedEpisode:
     env_action_dim: int
     replan_steps: int
     dt_s: float
+    step_m: float
     log: PlanLog
 
     @property
@@ -144,8 +145,8 @@ class WatchedEpisode:
             best_cost=plan.best_cost,
             elite_cost=plan.elite_cost,
             imagined_cost=plan.imagined_cost,
-            chosen_xy_m=cumulative_xy(plan.actions, self.env_action_dim, MAX_STEP_M),
-            elite_xy_m=cumulative_xy(plan.elites, self.env_action_dim, MAX_STEP_M),
+            chosen_xy_m=cumulative_xy(plan.actions, self.env_action_dim, self.step_m),
+            elite_xy_m=cumulative_xy(plan.elites, self.env_action_dim, self.step_m),
             executed=min(self.replan_steps, len(self.frames) - 1 - plan.step),
             step_s=actions_per_step * self.dt_s,
             seconds=plan.seconds,
@@ -242,6 +243,7 @@ def watch(
         env_action_dim=spec.action_dim,
         replan_steps=replan_every * spec.action_block,
         dt_s=dt_s,
+        step_m=scene.max_step_m,
         log=_log(factory, agent, judge, watcher),
     )
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from worldmodel.analysis.episode import WatchedEpisode, watch
-from worldmodel.commands.run import Outcome, Run, RunSettings, busy
+from worldmodel.analysis.rerun_view import save_rerun
+from worldmodel.commands.run import Outcome, Run, RunSettings, busy, check_sinks
 from worldmodel.control.objectives import Objective
 from worldmodel.errors import ConfigError
 from worldmodel.planners import Planner
@@ -24,6 +25,7 @@ class Settings(RunSettings):
         planner: Search in latent space; None means the library's default.
         objective: What the search minimises; None means the model's default.
         replan_every: Model steps carried out between plans.
+        sinks: ("rerun",) also writes a recording for the Rerun viewer.
     """
 
     env: str = "push"
@@ -32,12 +34,14 @@ class Settings(RunSettings):
     planner: Planner | None = None
     objective: Objective | None = None
     replan_every: int = 1
+    sinks: tuple[str, ...] = ()
 
 
 def run(settings: Settings, run: Run) -> Outcome:
     """Plan, then write the video and the picture of the plan."""
     if settings.task < 0:
         raise ConfigError(f"task must be >= 0, got {settings.task}")
+    check_sinks(settings.sinks, "rerun")
     run.note(
         f"Planning {settings.env} task {settings.task} toward a goal image: the model ({settings.checkpoint}) imagines "
         "what action sequences lead to, the planner keeps the best and looks again after every model step"
@@ -56,8 +60,11 @@ def run(settings: Settings, run: Run) -> Outcome:
         figure = episode.save_plan_figure(run.folder / "plan.png")
     log = episode.log.save(run.folder / "plans.safetensors")
     record = {**episode.summary(), "video": str(video), "figure": str(figure), "plans": str(log)}
-    shown = f"plans: {log} (worldmodel replay plans={log})"
-    return Outcome(record=record, report=(_table(episode), f"video: {video}", f"plan:  {figure}", shown))
+    shown = [f"video: {video}", f"plan:  {figure}", f"plans: {log} (worldmodel replay plans={log})"]
+    if settings.sinks:
+        record["rerun"] = str(save_rerun(run.folder / "episode.rrd", episode))
+        shown.append(f"rerun: {record['rerun']} (rerun {record['rerun']})")
+    return Outcome(record=record, report=(_table(episode), *shown))
 
 
 def _table(episode: WatchedEpisode) -> Table:

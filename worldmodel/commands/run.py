@@ -6,9 +6,10 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from worldmodel.errors import ConfigError
-from worldmodel.learning.fit import FitReport
+from worldmodel.learning.fit import FitReport, Listener
 
 CHECKPOINT_LICENCE = "MIT"
+_SINK_PACKAGES = {"tensorboard": ("tensorboard", "tensorboard"), "rerun": ("rerun", "rerun-sdk")}
 _ROW_KEYS = ("kind", "step", "seconds")
 CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
 
@@ -64,6 +66,12 @@ class Run:
     console: Console
     progress: bool = True
     kept: str = field(default="")
+
+    @classmethod
+    def at(cls, folder: str | Path) -> Run:
+        """A run of one's own in Python: the folder is created, notes go to stdout."""
+        (place := Path(folder)).mkdir(parents=True, exist_ok=True)
+        return cls(folder=place, console=Console())
 
     def note(self, text: str) -> None:
         """Say in one line what happens next."""
@@ -111,10 +119,47 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def check_sinks(chosen: Sequence[str], valid: str) -> None:
+    """Refuse a sink that a command does not have, or whose package is missing, before work starts.
+
+    Args:
+        chosen: What `sinks=` says.
+        valid: The one that the command has.
+
+    Raises:
+        ConfigError: As said; the message holds the pip line.
+    """
+    for name in chosen:
+        if name != valid:
+            raise ConfigError(f"unknown sink {name!r}; this command has: {valid}")
+        module, package = _SINK_PACKAGES[name]
+        if find_spec(module) is None:
+            raise ConfigError(f"sinks=[{name}] needs a package that is not installed: pip install {package}")
+
+
+@contextmanager
+def listening(chosen: Sequence[str], folder: Path) -> Iterator[Listener | None]:
+    """What listens to the metrics of a training run: TensorBoard events in its folder, when `sinks` says so."""
+    check_sinks(chosen, "tensorboard")
+    if not chosen:
+        yield None
+        return
+    from worldmodel.learning.tensorboard import FOLDER, TensorBoardWriter
+
+    with TensorBoardWriter(folder / FOLDER) as writer:
+        yield writer
+
+
 @contextmanager
 def counted(title: str, show: bool) -> Iterator[Callable[[int, int], None]]:
     """Progress bar on stderr, off when that is no terminal; yields a function of (done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), disable=not (show and sys.stderr.isatty())) as bar:
         task = bar.add_task(title, total=None)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from worldmodel.errors import ConfigError
 
-_FREE_KEYS = ("workers", "batch", "run_dir")  # outcomes do not depend on them
+_FREE_KEYS = ("workers", "batch", "run_dir", "sinks")  # outcomes do not depend on them
 
 
 class StageBook:

@@ -28,7 +28,7 @@ from worldmodel.data.episodes import EpisodeDataset, EpisodeWriter
 from worldmodel.data.records import Episode, EpisodeSpec
 from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.envs.base import GoalEnv
-from worldmodel.envs.scripted import Policy, expert, play
+from worldmodel.envs.scripted import OwnExpert, Policy, expert, play
 from worldmodel.errors import ConfigError, DataError
 
 MAX_NOISE_STD = 0.5
@@ -41,12 +41,13 @@ class CollectConfig:
     """What to record.
 
     Attributes:
-        env: Environment, short name or id.
+        env: Environment: short name, id, or "module:id" (the module registers it).
         episodes: Episodes to record; with `append`, the number that the file holds of this environment in the end.
         out: HDF5 file.
         workers: Processes, each with one thread.
         seed: Root of all random streams; a non-negative integer.
-        expert_fraction: Share of episodes acted by the scripted expert with action noise; play for the rest.
+        expert_fraction: Share of episodes acted by the scripted expert with action noise; play for the rest. 0 for
+            environments without an expert.
         image_size: Height and width of the pictures, pixels.
         steps: Control steps per episode; None means the limit of the environment.
         append: Continue the file. Environments may share one file when their specs agree.
@@ -234,6 +235,8 @@ def collect(config: CollectConfig, progress: bool = True) -> CollectReport:
     try:
         steps = _num_steps(config, env)
         spec = spec_of(env, env_id, config.image_size)
+        if config.expert_fraction > 0:
+            _check_expert(config, env)
     finally:
         env.close()
     recorded = frames = 0
@@ -263,6 +266,15 @@ def collect(config: CollectConfig, progress: bool = True) -> CollectReport:
         total_episodes=len(dataset),
         content_hash=dataset.content_hash,
     )
+
+
+def _check_expert(config: CollectConfig, env: GoalEnv) -> None:
+    """Refuse a share of expert episodes where nobody wrote an expert; the environment has been reset."""
+    if isinstance(expert(config.env), OwnExpert) and env.expert_action() is None:
+        raise ConfigError(
+            f"{config.env} has no scripted expert, so expert_fraction must be 0, got {config.expert_fraction}; or "
+            f"define expert_action in {type(env).__name__}"
+        )
 
 
 def _num_steps(config: CollectConfig, env: GoalEnv) -> int:
@@ -321,6 +333,7 @@ def _progress_bar(total: int, wanted: bool) -> Iterator[_Advance]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("episodes, {task.fields[rate]:.0f} frames/s"),
+        TextColumn("ETA"),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)

@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
 
+from worldmodel.envs import use_module, used_modules
 from worldmodel.errors import ConfigError
 
 Job = TypeVar("Job")
@@ -49,7 +51,8 @@ def parallel_map(
     with _own_workers():
         order = "generator" if ordered else "generator_unordered"
         parallel = joblib.Parallel(n_jobs=min(workers, len(jobs)), return_as=order)
-        with closing(parallel(joblib.delayed(_work)(function, os.getpid(), job) for job in jobs)) as results:
+        parent = _Parent(pid=os.getpid(), modules=used_modules())
+        with closing(parallel(joblib.delayed(_work)(function, parent, job) for job in jobs)) as results:
             yield from results
 
 
@@ -68,13 +71,28 @@ def _own_workers() -> Iterator[None]:
         get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
-def _work(function: Callable[[Job], Result], parent: int, job: Job) -> Result:
+@dataclass(frozen=True, kw_only=True)
+class _Parent:
+    """What a worker has to know of the process that wants its work.
+
+    Attributes:
+        pid: Its number.
+        modules: Modules that register environments of the user's own.
+    """
+
+    pid: int
+    modules: tuple[str, ...]
+
+
+def _work(function: Callable[[Job], Result], parent: _Parent, job: Job) -> Result:
     """One job in a worker process: Ctrl-C is for the caller, which then stops the workers."""
-    if os.getpid() != parent and threading.current_thread() is threading.main_thread():
+    for module in parent.modules:
+        use_module(module)
+    if os.getpid() != parent.pid and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Mesa's software rasteriser would start threads in every worker; a worker that draws itself is faster.
         os.environ.setdefault("LP_NUM_THREADS", "0")
-        _end_with(parent)
+        _end_with(parent.pid)
     return function(job)
 
 

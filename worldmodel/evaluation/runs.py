@@ -104,6 +104,7 @@ class _Bar:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("episodes  {task.fields[so_far]}"),
+            TextColumn("ETA"),
             TimeRemainingColumn(),
         )
         self._bar = Progress(*columns, console=Console(stderr=True), disable=not (wanted and sys.stderr.isatty()))

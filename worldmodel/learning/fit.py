@@ -32,6 +32,7 @@ __all__ = [
     "Evaluate",
     "FitConfig",
     "FitReport",
+    "Listener",
     "Rates",
     "StepHook",
     "fit",
@@ -75,6 +76,9 @@ class Rates(Protocol):
 Evaluate = Callable[[int], Mapping[str, float | str]]
 """Maps the number of steps done to named results, which go to metrics.jsonl; "status" is shown in the progress bar."""
 
+
+Listener = Callable[[Mapping[str, Any]], None]
+"""Gets every row of metrics as it is written: "kind", "step", and named numbers or texts."""
 
 _Advance = Callable[[int, float | None, str], None]
 
@@ -137,6 +141,7 @@ def fit(
     config: FitConfig,
     *,
     evaluate: Evaluate | None = None,
+    listener: Listener | None = None,
     progress: bool = True,
     title: str = "train",
 ) -> FitReport:
@@ -152,6 +157,7 @@ def fit(
         batches: Where batches come from; its state is part of the checkpoint.
         config: Optimisation and bookkeeping.
         evaluate: Called in eval mode, without gradients, every `eval_every` steps and at the end.
+        listener: Called with every row of metrics, in the first process only.
         progress: Show a bar on stderr (never when it is not a terminal).
         title: Label of the bar.
 
@@ -167,6 +173,7 @@ def fit(
     optimizer = _make_optimizer(task, config)
     model, wrapped = fabric.setup(_Unseal(task), optimizer)
     loop = _Loop(fabric, task, model, wrapped, optimizer, batches, config, evaluate)
+    loop.listener = listener if fabric.is_global_zero else None
     resumed_from = loop.restore()
     with _progress_bar(title, config.steps, resumed_from, show=progress and fabric.is_global_zero) as advance:
         for step in range(resumed_from, config.steps):
@@ -207,6 +214,7 @@ class _Loop:
             "shapes": {name: list(value.shape) for name, value in task.state_dict().items()},
         }
         self.metrics_file: MetricsFile | None = None
+        self.listener: Listener | None = None
         self.sums: dict[str, Any] = {}
         self.count = 0
         self.seconds = 0.0
@@ -298,6 +306,8 @@ class _Loop:
     def _append(self, row: dict[str, Any]) -> None:
         if self.metrics_file is not None:
             self.metrics_file.append(row)
+        if self.listener is not None:
+            self.listener(row)
 
     def _save(self, done: int) -> None:
         window = {
@@ -353,6 +363,7 @@ def _progress_bar(title: str, steps: int, done: int, *, show: bool) -> Iterator[
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}  {task.fields[rate]} steps/s"),
+        TextColumn("ETA"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"),
     )

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -254,8 +255,40 @@ class ConvEncoder(Encoder):
 EncoderConfig = ViTConfig | TimmEncoderConfig | PatchEncoderConfig | ConvEncoderConfig
 
 
+REGISTERED: dict[str, type[Any]] = {}
+"""Configs given to `register_encoder`, by name."""
+_builders: dict[type[Any], Callable[[Any], Encoder]] = {}
+
+
+def register_encoder(config: type[Any], encoder: Callable[[Any], Encoder]) -> None:
+    """Make an encoder of one's own known: `train` from Python takes its config, checkpoints store and find it.
+
+    Whoever loads such a checkpoint must have registered it before; nothing is imported by name.
+
+    Args:
+        config: Dataclass of its settings, JSON values; its name stands in checkpoints.
+        encoder: Builds the encoder from one, and keeps that as its attribute `config`.
+
+    Raises:
+        ConfigError: `config` is no dataclass, or its name is taken.
+    """
+    if not is_dataclass(config):
+        raise ConfigError(f"the config of an encoder must be a dataclass, got {config!r}")
+    known = {kind.__name__: kind for kind in (ViTConfig, TimmEncoderConfig, PatchEncoderConfig, ConvEncoderConfig)}
+    if {**known, **REGISTERED}.get(config.__name__, config) is not config:
+        raise ConfigError(f"there is an encoder with a {config.__name__} already; choose another name")
+    REGISTERED[config.__name__] = config
+    _builders[config] = encoder
+
+
 def build_encoder(config: EncoderConfig, *, seed: int = 0) -> Encoder:
-    """Build the encoder that `config` describes, with random weights drawn from `seed` where none are loaded."""
+    """Build the encoder that `config` describes, with random weights drawn from `seed` where none are loaded.
+
+    Raises:
+        ConfigError: Nobody knows an encoder with such a config.
+    """
+    if type(config) in _builders:
+        return _builders[type(config)](config)
     match config:
         case ViTConfig():
             return VideoViT(config, seed=seed)
@@ -265,3 +298,5 @@ def build_encoder(config: EncoderConfig, *, seed: int = 0) -> Encoder:
             return PatchEncoder(config)
         case ConvEncoderConfig():
             return ConvEncoder(config, seed=seed)
+        case _:
+            raise ConfigError(f"no encoder is known with a {type(config).__name__}; see register_encoder")

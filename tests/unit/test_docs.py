@@ -1,0 +1,119 @@
+"""The site: pages for everything that has one, figures that follow from records, links that resolve."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from worldmodel.config import presets
+from worldmodel.envs import ENV_IDS, make_env
+from worldmodel.evaluation.manifest import load_manifest
+
+pytest.importorskip("mkdocs", reason="mkdocs is not installed (pip install -e '.[docs]')")
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+SHARED_PAGE = {"cem_fast", "cem_anytime", "vjepa2_ac", "oracle", "latent_oracle"}
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["docs_hooks"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_planner_has_a_page() -> None:
+    names = {name.partition("/")[2] for name in presets() if name.startswith("planner/")}
+    index = (DOCS / "planners" / "index.md").read_text(encoding="utf-8")
+    cem = (DOCS / "planners" / "cem.md").read_text(encoding="utf-8")
+    for name in names - SHARED_PAGE:
+        page = (DOCS / "planners" / f"{name}.md").read_text(encoding="utf-8")
+        assert f"`planner={name}`" in page
+        assert f"({name}.md)" in index
+    for name in names & SHARED_PAGE:
+        assert re.search(rf"`planner(@\w+)?={name}`", cem), name
+
+
+@pytest.mark.parametrize("name", list(ENV_IDS))
+def test_every_environment_has_a_page_with_its_success_predicate(name: str) -> None:
+    page = (DOCS / "environments" / f"{name}.md").read_text(encoding="utf-8")
+    env = make_env(name, render=False)
+    assert ENV_IDS[name] in page
+    assert "**Success predicate**" in page
+    assert f"within {100 * env.success_radius_m:g} cm" in page
+    assert f"env.goal_distance() <= {env.success_radius_m:g}" in page
+    assert f"last of {env.max_steps} steps" in page
+
+
+def test_every_record_is_described(hooks: ModuleType) -> None:
+    left = hooks.undescribed(hooks.load_records())
+    assert not left, f"say in docs/results/records.toml how these were made: {left}"
+
+
+def test_results_are_computed_from_records(hooks: ModuleType) -> None:
+    page = hooks.results_page()
+    (row,) = [line for line in page.splitlines() if "shipped/push-200.csv" in line]
+    for figure in ("| 200 |", "77.5 % [71, 83]", "83 % [77, 88]", "95912362342b", "worldmodel evaluate env=push"):
+        assert figure in row, row
+    (row,) = [line for line in page.splitlines() if "planners_400/icem.jsonl" in line]
+    assert "-12 [-23, -1], p 0.05" in row
+    assert "76d40ca4dfb2" in row
+    tables = [line for line in page.splitlines() if line.startswith("|")]
+    heads = {line.count(" | ") for line in tables if line.startswith(("| Row", "| Model"))}
+    assert all(re.sub(r"`[^`]*`", "", line).count(" | ") in heads for line in tables if not line.startswith("| ---"))
+    assert "without a description" not in page
+
+
+def test_a_record_of_other_tasks_is_refused(hooks: ModuleType, tmp_path: Path) -> None:
+    source = (DOCS / "results" / "shipped" / "reach-200.csv").read_text(encoding="utf-8").splitlines()
+    first = tmp_path / "first.csv"
+    first.write_text("\n".join(source[:11]) + "\n")
+    outcomes = hooks.read_outcomes(first)
+    facts: dict[str, Any] = {"file": "first.csv", "manifest": "reach"}
+    assert hooks.check_tasks(outcomes, load_manifest("reach"), facts) == load_manifest("reach").hash
+    with pytest.raises(hooks.RecordError, match="another list of tasks"):
+        hooks.check_tasks(outcomes, load_manifest("push"), facts)
+    gap = tmp_path / "gap.csv"
+    gap.write_text("\n".join([source[0], *source[2:5]]) + "\n")
+    with pytest.raises(hooks.RecordError, match="every episode from 0 on"):
+        hooks.read_outcomes(gap)
+
+
+def test_the_commands_of_the_pages_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shlex
+
+    from worldmodel.cli import main
+
+    lines = set()
+    for path in [*DOCS.glob("*.md"), *(DOCS / "planners").glob("*.md"), *(DOCS / "environments").glob("*.md")]:
+        if path.name != "log.md":
+            blocks = re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+            lines |= {line for block in blocks for line in block.splitlines() if line.startswith("worldmodel ")}
+    assert len(lines) >= 30
+    monkeypatch.chdir(tmp_path)
+    for line in sorted(lines):
+        assert main([*shlex.split(line, comments=True)[1:], "--dry-run"]) == 0, line
+
+
+def test_links_resolve(tmp_path: Path) -> None:
+    """The strict build without the API's bodies, which `make docs` adds: navigation, pages and links are all here."""
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    config = load_config(
+        str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True, plugins=[], theme={"name": "mkdocs"}
+    )
+    build(config)
+    assert (tmp_path / "site" / "results.html").is_file()
+    assert (tmp_path / "site" / "api" / "planners.html").is_file()
