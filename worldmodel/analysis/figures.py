@@ -79,7 +79,7 @@ def cumulative_xy(actions: Array, env_action_dim: int, step_m: float) -> Array:
 
     Args:
         actions: (..., H, A) flat model actions, A a multiple of `env_action_dim`; the first two entries of every
-            environment action are dx and dy in [-1, 1].
+            environment action are dx and dy in [-1, 1]; dy is 0 where there is only one.
         env_action_dim: Size of one environment action.
         step_m: Displacement of a full command in one environment step, metres.
 
@@ -90,9 +90,11 @@ def cumulative_xy(actions: Array, env_action_dim: int, step_m: float) -> Array:
         DataError: A is not a multiple of `env_action_dim`.
     """
     horizon, flat = actions.shape[-2:]
-    if flat % env_action_dim or env_action_dim < 2:
+    if env_action_dim < 1 or flat % env_action_dim:
         raise DataError(f"a flat action of {flat} numbers does not split into env actions of {env_action_dim}")
     steps = actions.reshape(*actions.shape[:-2], horizon * (flat // env_action_dim), env_action_dim)[..., :2]
+    if env_action_dim == 1:
+        steps = np.concatenate([steps, np.zeros_like(steps)], axis=-1)
     origin = np.zeros((*steps.shape[:-2], 1, 2))
     return np.concatenate([origin, np.cumsum(steps * step_m, axis=-2)], axis=-2)
 

@@ -37,7 +37,7 @@ COMMANDS: dict[str, Command] = {
     "collect": Command(
         summary="record episodes of scripted play and experts into one HDF5 file",
         keys=(
-            ("env=push", "environment: reach, push or a registered id"),
+            ("env=push", "environment: reach, push, a registered id, or MODULE:ID of your own"),
             ("episodes=1000", "episodes in the file when done"),
             ("expert_fraction=0.3", "share acted by the scripted expert, the rest is exploratory play"),
             ("out=FILE", "where to; append=true continues a file"),
@@ -65,6 +65,7 @@ COMMANDS: dict[str, Command] = {
             ),
             ("target.mask.kind=blocks", "what is hidden: blocks, published, tube, momentary, future or motion"),
             ("fit=short", "optimisation; also vjepa1, vjepa2 as published"),
+            ("sinks=[tensorboard]", "also write the metrics as TensorBoard events"),
         ),
         examples=(
             "worldmodel pretrain data=outputs/push.h5 run_dir=outputs/encoder",
@@ -83,6 +84,7 @@ COMMANDS: dict[str, Command] = {
             ("frozen=false", "train the encoder as well, from pixels; needs weights.reconstruction=0"),
             ("latent=compact", "planning space: latent=compact or latent=patch"),
             ("steps=5000", "optimiser steps; an interrupted run continues with the same run_dir"),
+            ("sinks=[tensorboard]", "also write the metrics as TensorBoard events"),
         ),
         examples=(
             "worldmodel train data=outputs/push.h5 encoder.path=outputs/encoder/encoder",
@@ -114,6 +116,7 @@ COMMANDS: dict[str, Command] = {
             ("task=3", "which demonstration task; any number, the default is one that the shipped model solves"),
             ("planner=cem", "or cem_fast, icem, mppi, cmaes, gradient, cem_gradient, predictive_sampling, ..."),
             ("planner.horizon=5", "model steps; planner.num_samples=300 planner.num_iterations=6 ..."),
+            ("sinks=[rerun]", "also write a recording for the Rerun viewer"),
         ),
         examples=(
             "worldmodel plan",

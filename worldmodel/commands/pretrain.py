@@ -14,7 +14,15 @@ from rich.table import Table
 from torch import Tensor
 
 from worldmodel.analysis.figures import health_figure, save_figure
-from worldmodel.commands.run import CHECKPOINT_LICENCE, Outcome, Run, RunSettings, numbers_of
+from worldmodel.commands.run import (
+    CHECKPOINT_LICENCE,
+    Outcome,
+    Run,
+    RunSettings,
+    check_sinks,
+    listening,
+    numbers_of,
+)
 from worldmodel.data.clips import ClipBatch, ClipSampler
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.doctor import hardware_facts
@@ -54,6 +62,7 @@ class Settings(RunSettings):
         frame_step: Env steps between the frames of a clip.
         validation_fraction: Share of episodes left out.
         out: Folder of the encoder; None means `encoder` in the run folder.
+        sinks: ("tensorboard",) also writes the metrics as TensorBoard events into the run folder.
     """
 
     data: str
@@ -65,6 +74,7 @@ class Settings(RunSettings):
     frame_step: int = 1
     validation_fraction: float = 0.05
     out: str | None = None
+    sinks: tuple[str, ...] = ()
 
 
 class ClipSource:
@@ -161,6 +171,7 @@ def run(settings: Settings, run: Run) -> Outcome:
         raise ConfigError("pretrain needs encoder=vit: timm's backbones and pretrained encoders are frozen")
     if settings.fit.run_dir is not None:
         raise ConfigError("fit.run_dir is the folder of the run itself: set run_dir instead")
+    check_sinks(settings.sinks, "tensorboard")
     dataset = EpisodeDataset.open(settings.data)
     kind = type(settings.target).__name__.removesuffix("Config")
     run.note(
@@ -281,5 +292,14 @@ def _fit(
     spacing = settings.fit.eval_every or max(1, settings.fit.steps // 20)
     config = replace(settings.fit, run_dir=str(run.folder), eval_every=spacing)
     monitor = Monitor(dataset, held_out, task, settings)
-    report = fit(task, ClipSource(sampler), config, evaluate=monitor, progress=run.progress, title="pretraining")
+    with listening(settings.sinks, run.folder) as listener:
+        report = fit(
+            task,
+            ClipSource(sampler),
+            config,
+            evaluate=monitor,
+            listener=listener,
+            progress=run.progress,
+            title="pretraining",
+        )
     return task, report, monitor

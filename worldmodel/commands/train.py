@@ -10,7 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worldmodel.commands.run import CHECKPOINT_LICENCE, Outcome, Run, RunSettings, busy, counted, numbers_of
+from worldmodel.commands.run import (
+    CHECKPOINT_LICENCE,
+    Outcome,
+    Run,
+    RunSettings,
+    busy,
+    check_sinks,
+    counted,
+    listening,
+    numbers_of,
+)
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
@@ -66,6 +76,7 @@ class Settings(RunSettings, DynamicsConfig):
         precision: "auto", "32-true" or "bf16-mixed".
         temporal_distance: Recipe of the learned steps to a goal, trained after the dynamics of a compact latent.
         encoder_dtype: Storage of the encoder's weights, "float32" or "float16".
+        sinks: ("tensorboard",) also writes the metrics as TensorBoard events into the run folder.
     """
 
     data: str
@@ -78,6 +89,7 @@ class Settings(RunSettings, DynamicsConfig):
     precision: str = "auto"
     temporal_distance: TemporalDistanceTraining = field(default_factory=TemporalDistanceTraining)
     encoder_dtype: str = "float32"
+    sinks: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -94,6 +106,7 @@ def run(settings: Settings, run: Run) -> Outcome:
     """Cache features, train, measure open loop, save."""
     if settings.horizon < 1:
         raise ConfigError(f"horizon must be >= 1, got {settings.horizon}")
+    check_sinks(settings.sinks, "tensorboard")
     dataset = EpisodeDataset.open(settings.data)
     what = "dynamics" if settings.frozen else "encoder and dynamics"
     run.note(
@@ -258,7 +271,7 @@ def _fit(settings: Settings, dataset: EpisodeDataset, material: _Material, run: 
     held_out = task.sampler(material.store, material.val_ids, seed=settings.seed + 1)
     batches = [held_out.next_batch() for _ in range(_VALIDATION_BATCHES)]
 
-    def validate(step: int) -> dict[str, float]:
+    def validate(step: int) -> dict[str, float | str]:
         report = open_loop_report(
             task,
             material.store,
@@ -267,16 +280,20 @@ def _fit(settings: Settings, dataset: EpisodeDataset, material: _Material, run: 
             horizon=settings.horizon,
             num_clips=256,
         )
-        return {**validation_losses(task, batches), **report.scalars()}
+        share = report.model[-1] / max(report.copy_last[-1], 1e-9)
+        status = f"error after {settings.horizon} steps {share:.0%} of no prediction"
+        return {**validation_losses(task, batches), **report.scalars(), "status": status}
 
-    report = fit(
-        task,
-        task.sampler(material.store, material.train_ids, seed=settings.seed),
-        settings.fit_config(run_dir=str(run.folder), eval_every=settings.eval_every, precision=settings.precision),
-        evaluate=validate,
-        progress=run.progress,
-        title="training dynamics",
-    )
+    with listening(settings.sinks, run.folder) as listener:
+        report = fit(
+            task,
+            task.sampler(material.store, material.train_ids, seed=settings.seed),
+            settings.fit_config(run_dir=str(run.folder), eval_every=settings.eval_every, precision=settings.precision),
+            evaluate=validate,
+            listener=listener,
+            progress=run.progress,
+            title="training dynamics",
+        )
     return task, report
 
 
@@ -298,13 +315,15 @@ def _fit_distance(settings: Settings, task: DynamicsTask, material: _Material, r
         settings.temporal_distance, latent_dim=task.head.num_tokens * task.head.latent_dim, seed=settings.seed
     )
     folder = run.folder / "temporal_distance"
-    fit(
-        learner,
-        pairs,
-        settings.temporal_distance.fit_config(run_dir=str(folder), seed=settings.seed),
-        progress=run.progress,
-        title="training distance",
-    )
+    with listening(settings.sinks, folder) as listener:
+        fit(
+            learner,
+            pairs,
+            settings.temporal_distance.fit_config(run_dir=str(folder), seed=settings.seed),
+            listener=listener,
+            progress=run.progress,
+            title="training distance",
+        )
     return learner.distance.cpu().eval()
 
 

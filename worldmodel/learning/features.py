@@ -144,7 +144,8 @@ def encode_block(encoder: Encoder, pixels: NDArray[np.uint8]) -> NDArray[np.floa
     Raises:
         DataError: A feature is not finite in float16.
     """
-    device = next(chain(encoder.parameters(), encoder.buffers())).device  # some have no parameters
+    anchor = next(chain(encoder.parameters(), encoder.buffers()), torch.empty(0))  # some hold no tensor at all
+    device = anchor.device
     tokens = encoder.encode_frames(torch.from_numpy(pixels)[:, None].to(device))[:, 0]
     block: NDArray[np.float16] = tokens.to(dtype=torch.float16, device="cpu").numpy()
     if not np.isfinite(block).all():
