@@ -85,6 +85,16 @@ class Plan:
         """H, model steps."""
         return self.actions.shape[1]
 
+    def __rich__(self) -> object:
+        from worldmodel.display import plan_table  # needs rich, which searching does not
+
+        return plan_table(self)
+
+    def _repr_html_(self) -> str:
+        from worldmodel.display import plan_html
+
+        return plan_html(self)
+
     def shifted(self, steps: int) -> Plan:
         """The part of the plan left after executing its first steps, as a warm start for the next call.
 

@@ -10,14 +10,18 @@ import base64
 import html
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _WIDTH, _HEIGHT, _MARGIN = 240, 70, 4
+_COSTS = 4  # costs a plan for several problems shows
 
 
 def html_of(table: Table, picture: str = "") -> str:
@@ -86,3 +90,42 @@ def facts_table(title: str, facts: dict[str, Any]) -> Table:
     for name, value in facts.items():
         table.add_row(Text(name), Text(str(value)))
     return table
+
+
+def plan_table(plan: Any) -> Table:
+    """What a plan is: its length, what it costs, how the search went.
+
+    Args:
+        plan: A `planners.Plan`, which this layer cannot name.
+    """
+    problems, horizon, width = plan.actions.shape
+    costs = ", ".join(f"{float(cost):.4g}" for cost in plan.cost[:_COSTS])
+    rest = f" and {problems - _COSTS} more" if problems > _COSTS else ""
+    spread = _ran(plan, plan.trace.std)
+    narrowed = f", spread of the elites {spread[0]:.0%} to {spread[-1]:.0%} of half the range" if spread else ""
+    facts = {
+        "plan": f"{horizon} model steps of {width} numbers",
+        "cost": "unknown after a shift" if bool(plan.cost.isnan().all()) else costs + rest,
+        "search": f"{len(spread)} iterations, {plan.elites.shape[1]} elites{narrowed}",
+        "time": f"{plan.seconds:.3f} s",
+    }
+    return facts_table("plan" if problems == 1 else f"plans for {problems} problems", facts)
+
+
+def plan_html(plan: Any) -> str:
+    """`plan_table` with a curve of the first problem's search.
+
+    Args:
+        plan: A `planners.Plan`.
+    """
+    costs = _ran(plan, plan.trace.best_cost)
+    if len(costs) < 2:
+        return html_of(plan_table(plan))
+    floor = min(0.0, *costs)
+    label = f"lowest cost by iteration, {costs[0]:.4g} to {costs[-1]:.4g} (a.u.)"
+    return html_of(plan_table(plan), sparkline([cost - floor for cost in costs], label))
+
+
+def _ran(plan: Any, record: Tensor) -> list[float]:
+    """The first problem's row of a record (B, J), without the iterations that did not run."""
+    return [float(value) for value in record[0, : int(plan.trace.num_iterations[0])]]

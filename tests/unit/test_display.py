@@ -9,13 +9,22 @@ from collections.abc import Callable
 
 import imageio.v3 as imageio
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from worldmodel.data.episodes import Episode, EpisodeDataset
+from worldmodel.data.normalize import Normalizer
 from worldmodel.display import facts_table, html_of, sparkline
 from worldmodel.evaluation.episodes import EpisodeResult
 from worldmodel.evaluation.result import EvalResult
+from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
+from worldmodel.models.frozen_encoders import build_encoder
+from worldmodel.models.latent_head import IdentityHeadConfig, build_head
+from worldmodel.models.vit import ViTConfig
+from worldmodel.models.world_model import ModelSpec, WorldModel
+from worldmodel.planners import CEM, Plan
+from worldmodel.testing import quadratic
 
 ATTACK = '"><script>alert(1)</script>'
 MakeEpisode = Callable[..., Episode]
@@ -109,6 +118,64 @@ def test_a_data_set_shows_what_is_in_it(episode_file: EpisodeDataset) -> None:
     first = [episode_file.episode(number).pixels[0] for number in range(6)]
     np.testing.assert_array_equal(picture(html), np.concatenate(first, axis=1))
     assert "10, 5 of them end in success" in printed(episode_file)
+
+
+def make_plan(problems: int, *, iterations: int = 3) -> Plan:
+    target = torch.linspace(-0.5, 0.5, problems * 8).view(problems, 4, 2)
+    streams = [torch.Generator().manual_seed(seed) for seed in range(problems)]
+    planner = CEM(horizon=4, num_samples=12, num_elites=3, num_iterations=iterations)
+    return planner.plan(quadratic(target), -torch.ones(2), torch.ones(2), rng=streams)
+
+
+def test_a_plan_shows_its_cost_and_its_search() -> None:
+    plan = make_plan(1)
+    html = plan._repr_html_()
+    facts = dict(zip(cells(html)[::2], cells(html)[1::2], strict=True))
+    assert facts["plan"] == "4 model steps of 2 numbers"
+    assert facts["cost"] == f"{float(plan.cost[0]):.4g}"
+    assert facts["search"].startswith("3 iterations, 3 elites, spread of the elites ")
+    assert "3 iterations" in printed(plan)
+    (corners,) = re.findall('points="([^"]+)"', html)
+    heights = [float(corner.split(",")[1]) for corner in corners.split()]
+    assert len(heights) == 3
+    assert heights == sorted(heights), "the lowest cost falls, so the curve does"
+    assert "<svg" not in make_plan(1, iterations=1)._repr_html_(), "one iteration is no curve"
+
+
+def test_plans_for_many_problems_and_shifted_ones_show_themselves() -> None:
+    plan = make_plan(6)
+    html = plan._repr_html_()
+    assert "plans for 6 problems" in html
+    assert " and 2 more" in html
+    assert "unknown after a shift" in plan.shifted(1)._repr_html_()
+
+
+def test_a_model_shows_its_parts() -> None:
+    encoder = build_encoder(ViTConfig(image_size=32, embed_dim=24, depth=1, num_heads=2, num_frames=2))
+    head = build_head(IdentityHeadConfig(), num_tokens=16, embed_dim=24)
+    spec = ModelSpec(
+        env_ids=(ATTACK,),
+        action_dim=2,
+        action_low=(-1.0, -1.0),
+        action_high=(1.0, 1.0),
+        action_block=3,
+        image_size=32,
+        proprio_names=("x",),
+        latent="patch",
+    )
+    config = TransformerPredictorConfig(embed_dim=24, depth=1, num_heads=2, window=3)
+    predictor = build_predictor(config, num_tokens=16, latent_dim=24, action_dim=6)
+    model = WorldModel(encoder, head, predictor, Normalizer(6), Normalizer(1), spec)
+    html = model._repr_html_()
+    assert "<script" not in html
+    facts = dict(zip(cells(html)[::2], cells(html)[1::2], strict=True))
+    assert facts["actions"] == "2 numbers in model steps of 3"
+    assert facts["latent"].startswith("patch: 16 x 24 numbers a frame, IdentityHead")
+    assert facts["predictor"].endswith("looks back 3 frames")
+    count = sum(parameter.numel() for parameter in encoder.parameters())
+    assert facts["encoder"] == f"VideoViT, {count / 1000:.0f} k parameters, 16 tokens of 24"
+    assert facts["temporal distance"] == "none"
+    assert "looks back 3 frames" in printed(model)
 
 
 def test_brackets_are_no_markup() -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from worldmodel.control.costs import PlanningModel
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.errors import ConfigError, DataError
+from worldmodel.types import Latent
 
 Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -138,6 +139,16 @@ class FrameBank:
         if missing:
             raise ConfigError(f"the data set records {', '.join(self.truth_names)}, not {', '.join(missing)}")
         return [self.truth_names.index(name) for name in names]
+
+
+def encode_start(model: PlanningModel, pixels: NDArray[np.uint8], proprio: NDArray[np.float32]) -> Latent:
+    """Latent (F, 1, ...) of frames (F, Y, X, 3) that rollouts start from, with proprioception (F, P) if models know it.
+
+    Raises:
+        ConfigError: The model takes other frames or proprioception.
+    """
+    body = torch.from_numpy(proprio)[:, None] if model.spec.proprio_names else None
+    return model.encode(torch.from_numpy(np.ascontiguousarray(pixels))[:, None], body)
 
 
 def flat_latents(model: PlanningModel, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

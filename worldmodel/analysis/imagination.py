@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from worldmodel.analysis.frame_bank import FrameBank, Ids, Neighbours, flat_latents
+from worldmodel.analysis.frame_bank import FrameBank, Ids, Neighbours, encode_start, flat_latents
 from worldmodel.analysis.style import CHOSEN, MUTED, SECOND, frame_grid, row_label, show_frame, tidy
 from worldmodel.control.costs import PlanningModel
 from worldmodel.data.episodes import EpisodeDataset
@@ -350,7 +350,7 @@ def _rollouts(model: PlanningModel, first: NDArray[np.uint8], body: Floats, acti
     for start in range(0, len(first), _CHUNK):
         rows = slice(start, start + _CHUNK)
         context = Context(
-            latent=model.encode(torch.from_numpy(first[rows])[:, None], torch.from_numpy(body[rows])[:, None]),
+            latent=encode_start(model, first[rows], body[rows]),
             actions=torch.zeros(len(first[rows]), 0, actions.shape[2]),
         )
         future = model.rollout(context, torch.from_numpy(actions[rows])[:, None])

@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from worldmodel.analysis.frame_bank import encode_start
 from worldmodel.analysis.landscape import Landscape, energy_landscape, tabletop_axes
 from worldmodel.analysis.style import CHOSEN, MUTED, SECOND, tidy
 from worldmodel.control.costs import LatentCost
@@ -150,8 +151,7 @@ def check_landscapes(
     try:
         checks = []
         for problem in problems:
-            body = torch.from_numpy(problem.proprio)[None, None]
-            start = model.encode(torch.from_numpy(problem.frame)[None, None], body)
+            start = encode_start(model, problem.frame[None], problem.proprio[None])
             goal = model.encode(torch.from_numpy(problem.goal)[None, None])
             nothing = torch.zeros(1, 0, model.spec.flat_action_dim)
             held = torch.from_numpy(np.tile(problem.action, model.spec.action_block))[None]
