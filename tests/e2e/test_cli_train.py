@@ -170,3 +170,22 @@ def tampered(data: Path) -> Path:
     dataset = EpisodeDataset.open(data)
     episodes = [dataset.episode(i) for i in range(len(dataset) - 1)]
     return write_episodes(Path("other.h5"), dataset.spec, episodes).path
+
+
+def test_the_foil_draws_frames_and_plans_with_them(
+    data: Path, small_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vit = ["encoder=vit", "encoder.image_size=32", "encoder.embed_dim=24", "encoder.depth=1", "encoder.num_heads=2"]
+    small = [line for line in TINY if not line.startswith("encoder")]
+    argv = ["train", f"data={data}", *vit, *small, "latent=pixels", "labelled_episodes=2", "run_dir=run"]
+    assert main([*argv, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {"one_step", "rollout", "val_one_step", "open_loop", "copy_last"} <= record["metrics"].keys()
+    assert "sigreg" not in record["metrics"]
+    model = load_checkpoint(tmp_path / "run" / "checkpoint")
+    assert (model.spec.latent, model.temporal_distance, model.predictor.latent_dim) == ("pixels", None, 192)
+    result = evaluated(tmp_path / "run" / "checkpoint", small_manifest, capsys)
+    assert result["model_parameters"] == sum(weight.numel() for weight in model.parameters())
+    assert result["flops_per_episode"] > 0  # type: ignore[operator]
+    assert main(["train", f"data={data}", *TINY, "latent=pixels", "labelled_episodes=2", "run_dir=third"]) == 2
+    assert "needs a ViT encoder, got ConvEncoder" in capsys.readouterr().err

@@ -28,6 +28,7 @@ from worldmodel.learning import cloning
 from worldmodel.learning.dynamics import DynamicsConfig, DynamicsTask, validation_losses
 from worldmodel.learning.features import FrameStore, cached_features, encode_all, frame_store
 from worldmodel.learning.fit import FitReport, fit
+from worldmodel.learning.frames import FrameTask
 from worldmodel.learning.open_loop import OpenLoopReport, open_loop_report
 from worldmodel.learning.temporal_distance import (
     PairSampler,
@@ -101,6 +102,11 @@ class _Material:
     train_ids: NDArray[np.int64]
     val_ids: NDArray[np.int64]
 
+    @property
+    def measured(self) -> FrameStore:
+        """What a task's head reads: the features, or the frames where these are what is predicted."""
+        return self.store if self.store.pixels is None else replace(self.store, features=self.store.pixels)
+
 
 def run(settings: Settings, run: Run) -> Outcome:
     """Cache features, train, measure open loop, save."""
@@ -109,15 +115,15 @@ def run(settings: Settings, run: Run) -> Outcome:
     check_sinks(settings.sinks, "tensorboard")
     dataset = EpisodeDataset.open(settings.data)
     what = "dynamics" if settings.frozen else "encoder and dynamics"
+    subject = "to draw the frames" if settings.latent == "pixels" else f"the {settings.latent} {what}"
     run.note(
-        f"Learning the {settings.latent} {what} of {', '.join(dataset.env_ids)} from {len(dataset)} episodes in "
-        f"{settings.steps} steps"
+        f"Learning {subject} of {', '.join(dataset.env_ids)} from {len(dataset)} episodes in {settings.steps} steps"
     )
     run.kept = f"the last saved step is in {run.folder}; continue with run_dir={run.folder}"
     material = _material(settings, dataset, run)
     task, report = _fit(settings, dataset, material, run)
     open_loop = open_loop_report(
-        task, material.store, train_ids=material.train_ids, val_ids=material.val_ids, horizon=settings.horizon
+        task, material.measured, train_ids=material.train_ids, val_ids=material.val_ids, horizon=settings.horizon
     )
     distance = _fit_distance(settings, task, material, run)
     task.cpu()
@@ -247,26 +253,40 @@ def _material(settings: Settings, dataset: EpisodeDataset, run: Run) -> _Materia
         with counted("encoding frames", run.progress) as progress:
             features = cached_features(dataset, encoder, settings.cache_dir, progress=progress)
         store = FrameStore.from_dataset(dataset, features)
+        if settings.latent == "pixels":
+            with busy("reading frames", run.progress):
+                store = replace(store, pixels=dataset.load_pixels(0, dataset.num_frames))
         return _Material(encoder=encoder, store=store, train_ids=train_ids, val_ids=val_ids)
     with busy("reading frames", run.progress):
         store = frame_store(dataset, np.concatenate([train_ids, val_ids]))
     if settings.frozen:  # a few episodes, encoded sooner than the whole file would be into the cache
+        frames = np.asarray(store.features, np.uint8)
         with counted("encoding frames", run.progress) as progress:
-            store = replace(
-                store, features=encode_all(encoder, np.asarray(store.features, np.uint8), progress=progress)
-            )
+            store = replace(store, features=encode_all(encoder, frames, progress=progress))
+        if settings.latent == "pixels":
+            store = replace(store, pixels=frames)
     train_ids, val_ids = np.split(np.arange(len(store.episode_len)), [len(train_ids)])
     return _Material(encoder=encoder, store=store, train_ids=train_ids, val_ids=val_ids)
 
 
-def _fit(settings: Settings, dataset: EpisodeDataset, material: _Material, run: Run) -> tuple[DynamicsTask, FitReport]:
-    task = DynamicsTask(
+def _task(settings: Settings, dataset: EpisodeDataset, encoder: Encoder) -> DynamicsTask | FrameTask:
+    """What is trained."""
+    spec = settings.model_spec(dataset)
+    if settings.latent == "pixels":
+        return FrameTask(settings, spec, encoder=encoder)
+    return DynamicsTask(
         settings,
-        settings.model_spec(dataset),
-        num_tokens=material.encoder.num_tokens,
-        embed_dim=material.encoder.embed_dim,
-        encoder=None if settings.frozen else material.encoder,
+        spec,
+        num_tokens=encoder.num_tokens,
+        embed_dim=encoder.embed_dim,
+        encoder=None if settings.frozen else encoder,
     )
+
+
+def _fit(
+    settings: Settings, dataset: EpisodeDataset, material: _Material, run: Run
+) -> tuple[DynamicsTask | FrameTask, FitReport]:
+    task = _task(settings, dataset, material.encoder)
     task.fit_statistics(material.store, material.train_ids)
     held_out = task.sampler(material.store, material.val_ids, seed=settings.seed + 1)
     batches = [held_out.next_batch() for _ in range(_VALIDATION_BATCHES)]
@@ -274,7 +294,7 @@ def _fit(settings: Settings, dataset: EpisodeDataset, material: _Material, run: 
     def validate(step: int) -> dict[str, float | str]:
         report = open_loop_report(
             task,
-            material.store,
+            material.measured,
             train_ids=material.train_ids,
             val_ids=material.val_ids,
             horizon=settings.horizon,
@@ -297,9 +317,11 @@ def _fit(settings: Settings, dataset: EpisodeDataset, material: _Material, run: 
     return task, report
 
 
-def _fit_distance(settings: Settings, task: DynamicsTask, material: _Material, run: Run) -> TemporalDistance | None:
+def _fit_distance(
+    settings: Settings, task: DynamicsTask | FrameTask, material: _Material, run: Run
+) -> TemporalDistance | None:
     """Learn how far goals are, on the latents of the trained head."""
-    if settings.temporal_distance.steps == 0 or settings.latent != "compact":
+    if settings.temporal_distance.steps == 0 or isinstance(task, FrameTask) or settings.latent != "compact":
         return None
     with busy("computing latents", run.progress):
         latents = all_latents(task.head.eval(), material.store.features)

@@ -143,8 +143,8 @@ class EvalResult:
         replan_p95_s: Their 95th percentile.
         model_calls_per_episode: Mean number of sequences scored, counted as `Planner.num_calls` does; 0 for agents that
             do not plan, None when an episode that planned was recorded without it.
-        flops_per_episode: Mean number of floating-point operations in the matrix products of encoding and rollout, see
-            `ModelFlops`; None for agents without a world model.
+        flops_per_episode: Mean operations in matrix products, see `ModelFlops`; None for agents without a world model.
+        model_parameters: Numbers in the weights of the world model, the frozen encoder included; None without one.
         baselines: Other agents on the same episodes by name; None when they were not computed.
         budgets: What those agents were allowed.
         agent: Description of the evaluated agent: checkpoint hash, planner, objective, seed.
@@ -164,6 +164,7 @@ class EvalResult:
     agent: Mapping[str, Any]
     hardware: Mapping[str, Any]
     strata: tuple[Stratum, ...] = ()
+    model_parameters: int | None = None
 
     @property
     def score(self) -> Score:
@@ -190,6 +191,7 @@ class EvalResult:
             "replan_s": {"p50": self.replan_p50_s, "p95": self.replan_p95_s},
             "model_calls_per_episode": self.model_calls_per_episode,
             "flops_per_episode": self.flops_per_episode,
+            "model_parameters": self.model_parameters,
             "baselines": {name: _baseline_json(entry) for name, entry in self.baselines.items()},
             "baseline_budgets": describe(self.budgets),
             "agent": describe(self.agent),
@@ -214,6 +216,7 @@ class EvalResult:
                 replan_p95_s=record["replan_s"]["p95"],
                 model_calls_per_episode=record.get("model_calls_per_episode"),
                 flops_per_episode=record.get("flops_per_episode"),
+                model_parameters=record.get("model_parameters"),
                 baselines={name: _baseline_of(entry, len(rows)) for name, entry in record["baselines"].items()},
                 budgets=record["baseline_budgets"],
                 agent=record["agent"],
@@ -278,7 +281,8 @@ class EvalResult:
         if self.model_calls_per_episode:
             parts.append(f"{self.model_calls_per_episode:.0f} model calls an episode")
         if self.flops_per_episode:
-            parts.append(f"{self.flops_per_episode / 1e9:.3g} GFLOP")
+            size = "" if self.model_parameters is None else f", {self.model_parameters / 1e6:.3g} M parameters"
+            parts.append(f"{self.flops_per_episode / 1e9:.3g} GFLOP{size}")
         for entry in map(self._stratum_json, self.strata):
             place = f"{entry['name']} ({100 * entry['low_m']:.0f}-{100 * entry['high_m']:.0f} cm)"
             parts.append(f"{place} {100 * entry['success_rate']:.0f} % of {entry['episodes']}")
@@ -307,7 +311,6 @@ def summarise(
     rows = tuple(run.result for run in runs)
     seconds = [second for run in runs for second in run.replan_s]
     is_counted = all(run.model_calls > 0 or run.result.replans == 0 for run in runs)
-    is_known = is_counted and flops is not None
     return EvalResult(
         env_id=manifest.env_id,
         manifest_hash=manifest.hash,
@@ -315,7 +318,8 @@ def summarise(
         replan_p50_s=quantile(seconds, 0.5),
         replan_p95_s=quantile(seconds, 0.95),
         model_calls_per_episode=float(np.mean([run.model_calls for run in runs])) if is_counted else None,
-        flops_per_episode=float(np.mean([flops.of_episode(run) for run in runs])) if flops and is_known else None,
+        flops_per_episode=float(np.mean([flops.of_episode(run) for run in runs])) if flops and is_counted else None,
+        model_parameters=None if flops is None else flops.parameters,
         baselines={name: _beside(rows, beside[name].rows) if name in beside else None for name in names},
         budgets={name: entry.budget for name, entry in beside.items()},
         agent=agent,

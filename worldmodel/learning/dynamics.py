@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from worldmodel.learning.sigreg import sigreg
 from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
 from worldmodel.models.encoders import Encoder
+from worldmodel.models.frame_predictor import FrameDecoderConfig
 from worldmodel.models.init import seeded_weights
 from worldmodel.models.latent_head import CompactHeadConfig, HeadConfig, IdentityHeadConfig, LatentHead, build_head
 from worldmodel.models.temporal_distance import TemporalDistance
@@ -71,7 +73,8 @@ class DynamicsConfig:
     """How the dynamics are learned.
 
     Attributes:
-        latent: "compact" (one vector per frame) or "patch" (one per patch).
+        latent: "compact" (one vector per frame), "patch" (one per patch), or "pixels": no latent at all, the next frame
+            itself is drawn (`frames.py`), by a predictor with the sizes of the compact one.
         frozen: Keep the encoder as it is. False trains it together with the compact latent, from raw frames; the tokens
             then move, so `weights.reconstruction` must be 0.
         encoder_lr_scale: Learning rate of an encoder in training over that of the rest, > 0.
@@ -87,6 +90,7 @@ class DynamicsConfig:
         compact_predictor: Predictor in the compact latent.
         patch_head: Head of the patch latent.
         patch_predictor: Predictor in the patch latent.
+        frame_decoder: What draws the frames of latent="pixels".
         batch_size: Sub-trajectories per step.
         steps: Optimiser steps.
         lr: Peak learning rate.
@@ -110,6 +114,7 @@ class DynamicsConfig:
     compact_predictor: ResidualMLPConfig = field(default_factory=ResidualMLPConfig)
     patch_head: IdentityHeadConfig = field(default_factory=IdentityHeadConfig)
     patch_predictor: TransformerPredictorConfig = field(default_factory=TransformerPredictorConfig)
+    frame_decoder: FrameDecoderConfig = field(default_factory=FrameDecoderConfig)
     batch_size: int = 128
     steps: int = 5000
     lr: float = 1e-3
@@ -239,7 +244,6 @@ class DynamicsTask(nn.Module):
 
     def fit_statistics(self, store: FrameStore, episode_ids: NDArray[np.int64]) -> None:
         """Set the standardisation of tokens, actions and proprioception from training episodes."""
-        frames = store.frames_of(episode_ids)
         chosen = store.statistics_frames(episode_ids, self.config.seed)
         parts = np.array_split(chosen, min(32, len(chosen)))
         tokens = (torch.from_numpy(store.features[part]) for part in parts)
@@ -250,11 +254,7 @@ class DynamicsTask(nn.Module):
             self.decoder.fit(
                 self.head.standardise, torch.from_numpy(store.features[chosen[:: len(chosen) // 1024 + 1]])
             )
-        # The last frame of an episode has no action; its zero row would shrink the deviation.
-        acting = np.concatenate([np.arange(store.episode_len[i] - 1) + store.episode_start[i] for i in episode_ids])
-        blocks = np.tile(store.action[acting], (1, self.spec.action_block))
-        self.action_normalizer.load_state_dict(Normalizer.fit(blocks).state_dict())
-        self.proprio_normalizer.load_state_dict(Normalizer.fit(store.proprio[frames]).state_dict())
+        fit_normalizers(self.action_normalizer, self.proprio_normalizer, store, episode_ids)
 
     def sampler(self, store: FrameStore, episode_ids: NDArray[np.int64], *, seed: int) -> TrajectorySampler:
         """Batches of the shape this task trains on."""
@@ -355,7 +355,28 @@ class DynamicsTask(nn.Module):
         return WorldModel(*copy.deepcopy(parts), spec=self.spec, temporal_distance=copy.deepcopy(temporal_distance))
 
 
-def validation_losses(task: DynamicsTask, batches: list[TrajectoryBatch]) -> dict[str, float]:
+def fit_normalizers(
+    actions: Normalizer, proprio: Normalizer, store: FrameStore, episode_ids: NDArray[np.int64]
+) -> None:
+    """Set the standardisation of flat model actions and of proprioception from training episodes."""
+    # The last frame of an episode has no action; its zero row would shrink the deviation.
+    acting = np.concatenate([np.arange(store.episode_len[i] - 1) + store.episode_start[i] for i in episode_ids])
+    env_action = store.action[acting]
+    blocks = np.tile(env_action, (1, len(actions.mean) // env_action.shape[1]))
+    actions.load_state_dict(Normalizer.fit(blocks).state_dict())
+    proprio.load_state_dict(Normalizer.fit(store.proprio[store.frames_of(episode_ids)]).state_dict())
+
+
+class _Normalised(Protocol):
+    """A task whose losses can be averaged."""
+
+    config: DynamicsConfig
+    action_normalizer: Normalizer
+
+    def __call__(self, batch: TrajectoryBatch, generator: torch.Generator) -> dict[str, Tensor]: ...
+
+
+def validation_losses(task: _Normalised, batches: list[TrajectoryBatch]) -> dict[str, float]:
     """Mean of every loss term over fixed held-out batches; call it in evaluation mode without gradients."""
     device = task.action_normalizer.mean.device
     generator = torch.Generator(device).manual_seed(task.config.seed)

@@ -186,6 +186,7 @@ class FrameStore:
         privileged_names: Their names.
         episode_start: (E,) first frame of each episode.
         episode_len: (E,) frames of each episode.
+        pixels: (F, Y, X, 3) uint8 frames beside the features, for what is trained to draw them; else None.
     """
 
     features: NDArray[np.float16] | NDArray[np.uint8]
@@ -195,6 +196,7 @@ class FrameStore:
     privileged_names: tuple[str, ...]
     episode_start: NDArray[np.int64]
     episode_len: NDArray[np.int64]
+    pixels: NDArray[np.uint8] | None = None
 
     @classmethod
     def from_dataset(cls, dataset: EpisodeDataset, features: NDArray[np.float16]) -> FrameStore:
@@ -235,12 +237,14 @@ class TrajectoryBatch:
         actions: (B, T-1, A) flat model actions between the frames, env units.
         proprio: (B, T, P) env units.
         frames: (B, T) frame numbers in the data set.
+        pixels: (B, T, Y, X, 3) uint8 frames where the store has them beside the features, else None.
     """
 
     features: Tensor
     actions: Tensor
     proprio: Tensor
     frames: Tensor
+    pixels: Tensor | None = None
 
 
 class TrajectorySampler:
@@ -301,6 +305,7 @@ class TrajectorySampler:
             actions=torch.from_numpy(actions),
             proprio=torch.from_numpy(self.store.proprio[frames]),
             frames=torch.from_numpy(frames),
+            pixels=None if self.store.pixels is None else torch.from_numpy(self.store.pixels[frames]),
         )
 
     def state_dict(self) -> dict[str, Any]:

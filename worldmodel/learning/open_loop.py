@@ -18,6 +18,7 @@ from torch import Tensor
 
 from worldmodel.learning.dynamics import DynamicsTask
 from worldmodel.learning.features import FrameStore, TrajectorySampler, head_input
+from worldmodel.learning.frames import FrameTask
 from worldmodel.learning.probes import fit_ridge
 from worldmodel.models.world_model import WorldModel
 
@@ -88,7 +89,7 @@ class OpenLoopReport:
 
 @torch.no_grad()
 def open_loop_report(
-    model: DynamicsTask | WorldModel,
+    model: DynamicsTask | FrameTask | WorldModel,
     store: FrameStore,
     *,
     train_ids: NDArray[np.int64],
@@ -149,13 +150,13 @@ def open_loop_report(
     )
 
 
-def _latents(model: DynamicsTask | WorldModel, parts: Iterable[Tensor]) -> Tensor:
+def _latents(model: DynamicsTask | FrameTask | WorldModel, parts: Iterable[Tensor]) -> Tensor:
     """Latents (B, T, N, D), a few clips at a time: in float32 the features of all would fill a gigabyte."""
     device = model.action_normalizer.mean.device
     return torch.cat([model.head(head_input(part.to(device))).float() for part in parts])
 
 
-def _rollout(model: DynamicsTask | WorldModel, z: Tensor, actions: Tensor) -> Tensor:
+def _rollout(model: DynamicsTask | FrameTask | WorldModel, z: Tensor, actions: Tensor) -> Tensor:
     """Imagined latents (B, H, N, D) from the first frame of z (B, H + 1, N, D)."""
     rolled = []
     for i in range(0, len(z), _CHUNK):
@@ -172,7 +173,9 @@ def _rmse(error: NDArray[np.float64], axes: tuple[int, ...]) -> NDArray[np.float
 class _Probe:
     """Ridge regression from a latent to the true quantities of its frame."""
 
-    def __init__(self, model: DynamicsTask | WorldModel, store: FrameStore, ids: NDArray[np.int64], seed: int) -> None:
+    def __init__(
+        self, model: DynamicsTask | FrameTask | WorldModel, store: FrameStore, ids: NDArray[np.int64], seed: int
+    ) -> None:
         frames = store.frames_of(ids)
         rng = np.random.default_rng([seed, 1])
         chosen = np.sort(rng.choice(frames, size=min(len(frames), PROBE_FRAMES), replace=False))

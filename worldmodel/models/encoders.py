@@ -175,10 +175,14 @@ class VideoViT(Encoder):
         """
         check_frames(pixels, self.image_size)
         batch, frames = pixels.shape[:2]
-        single = pixels.flatten(0, 1).permute(0, 3, 1, 2).unsqueeze(1).float() / 255.0  # (B*T, 1, 3, Y, X)
-        clip = single.expand(-1, self.config.tubelet_size, -1, -1, -1)
+        tokens = self.encode_images(pixels.flatten(0, 1).permute(0, 3, 1, 2).float() / 255.0)
+        return tokens.view(batch, frames, self.num_tokens, self.embed_dim)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """As `encode_frames`, of images (F, 3, Y, X) float in [0, 1] that need not be 8-bit -> (F, N, D)."""
+        clip = images.unsqueeze(1).expand(-1, self.config.tubelet_size, -1, -1, -1)
         x, rope = self._embed(self.patchify(clip), None)
-        return self._levels(x, rope, self.config.taps).view(batch, frames, self.num_tokens, self.embed_dim)
+        return self._levels(x, rope, self.config.taps)
 
     def _levels(self, x: Tensor, rope: Rope | None, levels: Sequence[int]) -> Tensor:
         """Normed outputs of the blocks `levels`, or of the final norm when there are none, concatenated."""
