@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from worldmodel.analysis.style import CHOSEN, SECOND, frame_grid, row_label, show_frame, tidy
+from worldmodel.analysis.style import CHOSEN, SECOND, frame_grid, row_label, show_frame
 from worldmodel.analysis.video import upscale, write_pictures
 from worldmodel.display import html_of
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.errors import DataError
 from worldmodel.learning.diagnostics import describe, feature_drift
 from worldmodel.models.encoders import Encoder
 
@@ -193,31 +193,6 @@ def drift_figure(drift: Drift) -> Figure:
         axes.legend(frameon=False, fontsize=9)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    return figure
-
-
-def training_drift_figure(steps: Sequence[int], drift: Sequence[float], rank: Sequence[float]) -> Figure:
-    """Effective rank and drift by optimiser step, as a pretraining run wrote them to its metrics.
-
-    Args:
-        steps: Optimiser steps of the health checks.
-        drift: Change of the features since the check before (1 - CKA).
-        rank: Effective rank of the features.
-
-    Raises:
-        ConfigError: The three differ in length.
-    """
-    if not len(steps) == len(drift) == len(rank):
-        raise ConfigError(f"steps, drift and rank must be of one length, got {len(steps)}, {len(drift)}, {len(rank)}")
-    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
-    first, second = figure.subplots(1, 2)
-    first.plot(steps, rank, "o-", color=CHOSEN, markersize=4, label="features")
-    first.set(xlabel="optimiser step", ylabel="effective rank (directions)", ylim=(0, None))
-    second.plot(steps, drift, "s-", color=SECOND, markersize=4, label="since the check before")
-    second.set(xlabel="optimiser step", ylabel="change of the features (1 - CKA)", ylim=(0, None))
-    for axes in (first, second):
-        axes.legend(frameon=False, fontsize=9)
-        tidy(axes)
     return figure
 
 
