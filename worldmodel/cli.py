@@ -181,11 +181,15 @@ def _run(config: RunConfig, folder: Path, request: Request, state: _State) -> Ou
 
 
 def _dry_run(config: RunConfig, request: Request) -> int:
-    """Show the resolved configuration; nothing is written or computed."""
+    """Show the resolved configuration and, of a command that can tell, what it amounts to; nothing is written."""
+    plan = getattr(import_module(f"worldmodel.commands.{config.command}"), "plan", None)
+    facts: dict[str, Any] = {} if plan is None else plan(config.settings)
     if "--json" in request.flags:
-        _write_json(config.resolved)
+        _write_json({**config.resolved, "plan": facts} if facts else config.resolved)
     else:
         _out().print(f"# worldmodel {spoken(config.command)} would run with\n{config.to_yaml()}", end="", **_PLAIN)
+        for name, value in facts.items():
+            _out().print(f"# {name.replace('_', ' ')}: {value}", **_PLAIN)
     return 0
 
 

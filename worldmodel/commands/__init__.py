@@ -73,6 +73,25 @@ COMMANDS: dict[str, Command] = {
         ),
         groups=("encoder", "target", "fit"),
     ),
+    "probe": Command(
+        summary="frozen evaluation: what attentive probes read from encoders, by number of labels",
+        keys=(
+            ("data=FILE", "episode file; clips and exact labels are made from it (test_data=FILE tests on another)"),
+            ("arms.vjepa.encoder=DIR", "a finished encoder (also arms.pixels.encoder); without it, it is pretrained"),
+            ("arms.NAME=null", "leave one out: vjepa, pixels, pixels_finetuned, supervised, random"),
+            ("arms.resnet.timm=NAME", "one more, a timm model (arms.resnet.weights=FILE), image by image"),
+            ("tasks=[kind,action]", "some of kind, action, pose, contact"),
+            ("labels=[0.05,1.0]", "shares of the labels of clips=2000; splits=3 random splits of them"),
+            ("fit.lr=[1e-3,3e-4]", "the sweep, judged on a part of the labelled clips (fit.weight_decay, fit.epochs)"),
+            ("max_minutes=N", "begin no cell after N minutes; the same command goes on later"),
+            ("run_dir=FOLDER", "finished cells in it are kept; an interrupted run continues"),
+        ),
+        examples=(
+            "worldmodel probe data=outputs/push.h5 run_dir=outputs/probe --dry-run",
+            "worldmodel probe data=outputs/push.h5 arms.vjepa.encoder=shipped tasks=[pose] clips=200 test_clips=100 "
+            "arms.pixels=null arms.pixels_finetuned=null arms.supervised=null splits=1",
+        ),
+    ),
     "train": Command(
         summary="learn to predict what actions do, in the space of a frozen encoder",
         keys=(

@@ -24,6 +24,7 @@ from worldmodel.commands.run import (
     numbers_of,
 )
 from worldmodel.data.clips import ClipBatch, ClipSampler
+from worldmodel.data.distractor import DistractorConfig
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
@@ -61,6 +62,8 @@ class Settings(RunSettings):
         batch_size: Clips per step.
         frame_step: Env steps between the frames of a clip.
         validation_fraction: Share of episodes left out.
+        distractor: Drawn over every frame: what an encoder has to learn to ignore.
+        snapshots: Keep the encoder of every health check in `snapshots` of the run folder, named by the step.
         out: Folder of the encoder; None means `encoder` in the run folder.
         sinks: ("tensorboard",) also writes the metrics as TensorBoard events into the run folder.
     """
@@ -73,6 +76,8 @@ class Settings(RunSettings):
     batch_size: int = 32
     frame_step: int = 1
     validation_fraction: float = 0.05
+    distractor: DistractorConfig = field(default_factory=DistractorConfig)
+    snapshots: bool = False
     out: str | None = None
     sinks: tuple[str, ...] = ()
 
@@ -106,12 +111,19 @@ class Monitor:
         held_out: Episodes that are not trained on; health is judged on them.
         task: The run before its first step, also of one that is resumed: `fit` restores its weights later.
         settings: Length of the run and spacing of the probes.
+        snapshots: Folder in which the encoder of every check is kept; None keeps none.
     """
 
     def __init__(
-        self, dataset: EpisodeDataset, held_out: NDArray[np.int64], task: MaskedTask, settings: Settings
+        self,
+        dataset: EpisodeDataset,
+        held_out: NDArray[np.int64],
+        task: MaskedTask,
+        settings: Settings,
+        snapshots: Path | None = None,
     ) -> None:
         self._task, self._dataset = task, dataset
+        self._snapshots, self._batch_size = snapshots, settings.batch_size
         self._steps, self._probe_every = settings.fit.steps, settings.probe_every
         self._frames = probe_frames(dataset.num_frames)
         self._episodes = np.searchsorted(dataset.index.start, self._frames, side="right") - 1
@@ -126,6 +138,9 @@ class Monitor:
 
     def __call__(self, step: int) -> dict[str, float | str]:
         """Named numbers for metrics.jsonl and the verdict; a quantity that never varies has no R2 and is left out."""
+        if self._snapshots is not None:
+            facts = {"step": step, "samples": step * self._batch_size}
+            save_encoder(self._snapshots / f"{step:07d}", self._task.result, facts)
         device = next(self._task.parameters()).device
         clips, moments = to_device(self._clips, device), to_device(self._moments, device)
         health = task_health(self._task, clips, moments, torch.Generator(device).manual_seed(0))
@@ -172,7 +187,7 @@ def run(settings: Settings, run: Run) -> Outcome:
     if settings.fit.run_dir is not None:
         raise ConfigError("fit.run_dir is the folder of the run itself: set run_dir instead")
     check_sinks(settings.sinks, "tensorboard")
-    dataset = EpisodeDataset.open(settings.data)
+    dataset = EpisodeDataset.open(settings.data, distractor=settings.distractor)
     kind = type(settings.target).__name__.removesuffix("Config")
     run.note(
         f"Pretraining an encoder ({kind}) on {len(dataset)} episodes of {', '.join(dataset.env_ids)} in "
@@ -291,7 +306,8 @@ def _fit(
     task = build_task(encoder, settings.target, background=background, teacher=teacher, seed=seed)
     spacing = settings.fit.eval_every or max(1, settings.fit.steps // 20)
     config = replace(settings.fit, run_dir=str(run.folder), eval_every=spacing)
-    monitor = Monitor(dataset, held_out, task, settings)
+    kept = run.folder / "snapshots" if settings.snapshots else None
+    monitor = Monitor(dataset, held_out, task, settings, kept)
     with listening(settings.sinks, run.folder) as listener:
         report = fit(
             task,

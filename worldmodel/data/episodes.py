@@ -17,6 +17,7 @@ HDF5 is kept from reusing space or writing metadata in between, so a killed reco
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from worldmodel.data.distractor import DistractorConfig, distract
 from worldmodel.data.records import ARRAYS, Episode, EpisodeSpec, check_episode, episode_digest, frame_rows
 from worldmodel.data.storage import (
     INDEX_DTYPES,
@@ -181,6 +183,9 @@ class EpisodeWriter:
 class EpisodeDataset:
     """Read access to an episode file. Small arrays are in memory, pixels are read on demand (or kept, see `pixels`)."""
 
+    distractor: DistractorConfig | None = None
+    """Drawn over every frame that is read; set by `open`."""
+
     def __init__(self, path: Path, spec: EpisodeSpec, index: EpisodeIndex, small: dict[str, NDArray[Any]]) -> None:
         self.path = path
         self.spec = spec
@@ -191,8 +196,12 @@ class EpisodeDataset:
         self.contact: NDArray[np.bool_] = small["contact"]
 
     @classmethod
-    def open(cls, path: str | Path) -> EpisodeDataset:
+    def open(cls, path: str | Path, *, distractor: DistractorConfig | None = None) -> EpisodeDataset:
         """Open and validate a file: header, index, shapes, dtypes and finite values.
+
+        Args:
+            path: HDF5 file.
+            distractor: Drawn over every frame that is read. The file is left as it is, and `verify` is for the file.
 
         Raises:
             DataError: Missing, unreadable, or holding values that make no sense.
@@ -216,6 +225,7 @@ class EpisodeDataset:
                     small[name] = data[:num_frames]
         dataset = cls(path, spec, index, small)
         dataset._refuse_nan()
+        dataset.distractor = distractor if distractor is not None and distractor.kind != "none" else None
         return dataset
 
     def _refuse_nan(self) -> None:
@@ -262,6 +272,8 @@ class EpisodeDataset:
         """
         sha = hashlib.sha256(self.spec.to_json().encode())
         sha.update(np.ascontiguousarray(self.index.digest).data)
+        if self.distractor is not None:
+            sha.update(json.dumps(self.distractor.facts, sort_keys=True).encode())
         return sha.hexdigest()
 
     def verify(self) -> None:
@@ -300,7 +312,18 @@ class EpisodeDataset:
             raise DataError(f"frames [{start}, {stop}) are not inside [0, {self.num_frames}) of {self.path}")
         with open_file(self.path) as file:
             frames: NDArray[np.uint8] = file["pixels"][start:stop]
-        return frames
+        return frames if self.distractor is None else self._distracted(frames, start)
+
+    def _distracted(self, frames: NDArray[np.uint8], start: int) -> NDArray[np.uint8]:
+        """The frames [start, start + F) with the distractor of their episodes over them."""
+        assert self.distractor is not None
+        rows = np.arange(start, start + len(frames))
+        owner = np.searchsorted(self.index.start, rows, side="right") - 1
+        parts = [
+            distract(frames[owner == i], self.distractor, episode=int(i), steps=rows[owner == i] - self.index.start[i])
+            for i in np.unique(owner)
+        ]
+        return np.concatenate(parts) if parts else frames
 
     def episode(self, i: int) -> Episode:
         """Read episode `i`.
