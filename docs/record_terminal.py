@@ -8,12 +8,14 @@ is docs/images/terminal.png; data and runs go into outputs/terminal, where a sec
 from __future__ import annotations
 
 import argparse
+import codecs
 import fcntl
 import os
 import pty
 import re
 import shlex
 import struct
+import subprocess
 import sys
 import termios
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from pathlib import Path
 
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
+from rich.color import Color
 
 COLUMNS, ROWS = 100, 40
 FOLDER = Path("outputs/terminal")
@@ -34,13 +37,9 @@ COMMANDS = {
     "train": f"train data={DATA} steps=300 eval_every=100 temporal_distance.steps=200 cache_dir={FOLDER}/features "
     f"run_dir={FOLDER}/model",
 }
-_INK, _PAPER, _PROMPT = (222, 222, 222), (24, 26, 31), (126, 200, 140)
-_COLOURS = dict(
-    enumerate(
-        [(90, 90, 90), (230, 90, 90), (110, 200, 120), (220, 190, 90), (100, 150, 240), (210, 120, 220), (90, 200, 210)]
-    )
-)
+_INK, _PAPER, _PROMPT, _HALF = (222, 222, 222), (24, 26, 31), (126, 200, 140), (220, 190, 90)
 _CONTROL = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|(\r|\n|\x08)|\x1b[()][A-Z0-9]")
+_UNFINISHED = re.compile(r"(\x1b(\[[?\d;]*)?)?$")
 _SIZE = 15
 
 
@@ -53,15 +52,20 @@ class Screen:
         row: Line of the cursor.
         column: Column of the cursor.
         colour: Of the next character.
+        rest: Beginning of a control sequence whose end has not come yet.
     """
 
-    lines: list[list[tuple[str, tuple[int, int, int]]]] = field(default_factory=lambda: [[]])
+    lines: list[list[tuple[str, tuple[int, ...]]]] = field(default_factory=lambda: [[]])
     row: int = 0
     column: int = 0
-    colour: tuple[int, int, int] = _INK
+    colour: tuple[int, ...] = _INK
+    rest: str = ""
 
     def write(self, text: str) -> None:
         """Follow a piece of output."""
+        text = self.rest + text
+        self.rest = _UNFINISHED.search(text)[0]  # type: ignore[index]  # it finds at least nothing
+        text = text.removesuffix(self.rest) if self.rest else text
         place = 0
         for match in _CONTROL.finditer(text):
             self._put(text[place : match.start()])
@@ -99,11 +103,21 @@ class Screen:
         elif letter == "K":
             self.lines[self.row] = [] if numbers == "2" else self.lines[self.row][: self.column]
         elif letter == "m":
-            for number in [int(part or 0) for part in numbers.split(";")]:
-                if number in (0, 39):
-                    self.colour = _INK
-                elif 30 <= number % 60 <= 36 and number < 100:
-                    self.colour = _COLOURS[number % 60 - 30]
+            self._style([int(part or 0) for part in numbers.split(";")])
+
+    def _style(self, codes: list[int]) -> None:
+        """Take the colour of a list of codes: 30 to 37 and 90 to 97, 38;5;n, and 0 or 39 for none."""
+        rest = iter(codes)
+        for code in rest:
+            number = None
+            if code == 38 and next(rest, 0) == 5:
+                number = next(rest, 7)
+            elif code // 10 in (3, 9) and code % 10 < 8:
+                number = code % 10 + (8 if code >= 90 else 0)
+            if number is not None:
+                self.colour = tuple(Color.from_ansi(number).get_truecolor())
+            elif code in (0, 39):
+                self.colour = _INK
 
 
 def output(arguments: str) -> Iterator[str]:
@@ -112,27 +126,23 @@ def output(arguments: str) -> Iterator[str]:
     Raises:
         RuntimeError: It failed.
     """
-    child, terminal = pty.fork()
-    if child == 0:
-        os.environ |= {"TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LINES": str(ROWS)}
-        from worldmodel.cli import main
-
-        os._exit(main(shlex.split(arguments)))
+    terminal, end = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-    waiting = b""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worldmodel", *shlex.split(arguments)],
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LINES": str(ROWS)},
+        **dict.fromkeys(("stdin", "stdout", "stderr"), end),
+    )
+    os.close(end)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     while True:
         try:
-            piece = os.read(terminal, 65536)
+            yield decoder.decode(os.read(terminal, 65536))
         except OSError:  # the other end is closed: Linux says so with EIO
             break
-        waiting += piece
-        cut = waiting.rfind(b"\n") + 1 or len(waiting)
-        yield waiting[:cut].decode(errors="replace")
-        waiting = waiting[cut:]
-    yield waiting.decode(errors="replace")
-    _, status = os.waitpid(child, 0)
-    if status:
-        raise RuntimeError(f"`worldmodel {arguments}` ended with status {os.waitstatus_to_exitcode(status)}")
+    os.close(terminal)
+    if process.wait():
+        raise RuntimeError(f"`worldmodel {arguments}` ended with status {process.returncode}")
 
 
 def record(arguments: str) -> tuple[Screen, list[str]]:
@@ -147,11 +157,11 @@ def record(arguments: str) -> tuple[Screen, list[str]]:
 
 
 def draw(shown: dict[str, tuple[Screen, list[str]]], path: Path) -> Path:
-    """Draw the commands below each other: prompt, the progress at half time in grey, and the final screen."""
-    rows: list[list[tuple[str, tuple[int, int, int]]]] = []
+    """Draw the commands below each other: prompt, progress at half time (yellow), final screen."""
+    rows: list[list[tuple[str, tuple[int, ...]]]] = []
     for arguments, (screen, half) in shown.items():
         rows.append([(character, _PROMPT) for character in f"$ worldmodel {arguments}"[:COLUMNS]])
-        rows += [[(character, _COLOURS[3]) for character in f"{line}"[:COLUMNS]] for line in half]
+        rows += [[(character, _HALF) for character in line[:COLUMNS]] for line in half]
         rows += [line for line, text in zip(screen.lines, screen.text(), strict=True) if text]
         rows.append([])
     font = ImageFont.truetype(findfont("DejaVu Sans Mono"), _SIZE)

@@ -64,11 +64,11 @@ def test_environment(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gymnasium.registry.pop("mine/Cart-v0")
     commands = re.findall(r"^worldmodel (.*)$", (ROOT / "docs/recipes/environment.md").read_text(), re.MULTILINE)
     small = {
-        "collect": "out=more.h5 episodes=4 episodes_per_block=2",
-        "manifest": "episodes=2",
-        "evaluate": "episodes=2 workers=2 batch=1 planner.num_samples=20 planner.num_elites=5",
+        "collect": "out=more.h5 episodes=2 workers=1",
+        "manifest": "episodes=1 workers=1",
+        "evaluate": "episodes=1 planner.num_samples=20 planner.num_elites=5",
     }
-    for line in commands:  # workers import the module, too
+    for line in commands:  # that workers import the module, too, is in tests/unit/test_state_env.py
         assert _main([*shlex.split(line), *shlex.split(small[line.split()[0]])]) == 0, capsys.readouterr().err
     assert load_manifest(run / "cart_tasks.json.gz").env_id == "mine/Cart-v0"
 

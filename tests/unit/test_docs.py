@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from worldmodel.cli import main
 from worldmodel.config import presets
 from worldmodel.envs import ENV_IDS, make_env
 from worldmodel.evaluation.manifest import load_manifest
@@ -20,17 +23,20 @@ DOCS = ROOT / "docs"
 SHARED_PAGE = {"cem_fast", "cem_anytime", "vjepa2_ac", "oracle", "latent_oracle"}
 
 
-@pytest.fixture(scope="module")
-def hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+def loaded(name: str) -> ModuleType:
+    """A script of the docs folder as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["docs_hooks"] = module  # dataclasses look their module up
+    sys.modules[module.__name__] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    return loaded("hooks")
 
 
 def test_every_planner_has_a_page() -> None:
@@ -91,10 +97,6 @@ def test_a_record_of_other_tasks_is_refused(hooks: ModuleType, tmp_path: Path) -
 
 
 def test_the_commands_of_the_pages_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shlex
-
-    from worldmodel.cli import main
-
     lines = set()
     for path in [*DOCS.glob("*.md"), *(DOCS / "planners").glob("*.md"), *(DOCS / "environments").glob("*.md")]:
         if path.name != "log.md":
@@ -117,3 +119,22 @@ def test_links_resolve(tmp_path: Path) -> None:
     build(config)
     assert (tmp_path / "site" / "results.html").is_file()
     assert (tmp_path / "site" / "api" / "planners.html").is_file()
+
+
+def test_a_recorded_screen_is_what_a_terminal_shows(tmp_path: Path) -> None:
+    recorder = loaded("record_terminal")
+    screen = recorder.Screen()
+    for piece in ("busy\rdone \x1b[1;", "31mred\x1b[0m\nbar \x1b", "[38;5;70m━━\x1b[0m 1/2\n"):
+        screen.write(piece)
+    screen.write("\x1b[1A\x1b[2Kbar ━━ 2/2\nab\x08c\x1b[?25l\n" + "x" * 101)
+    assert screen.text() == ["done red", "bar ━━ 2/2", "ac", "x" * 100, "x"]
+    colours = [colour for character, colour in screen.lines[0] if character in "re"]
+    assert colours[0] == recorder._INK
+    assert set(colours[-2:]) == {(128, 0, 0)}
+    picture = recorder.draw({"plan": (screen, ["bar ━━ 1/2"])}, tmp_path / "terminal.png")
+    assert 0 < picture.stat().st_size < 300_000
+    shown, half = recorder.record("--version")
+    assert shown.text()[0].startswith("worldmodel ")
+    assert half == []
+    with pytest.raises(RuntimeError, match="ended with status 2"):
+        recorder.record("nonsense")
