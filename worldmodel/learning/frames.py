@@ -75,8 +75,12 @@ class FrameTask(nn.Module):
             )
         self.config = config
         self.spec = spec
-        parts = {"state": config.compact_head, "dynamics": config.compact_predictor, "decoder": config.frame_decoder}
-        sizes = FramePredictorConfig(encoder=encoder.config, **parts)
+        sizes = FramePredictorConfig(
+            encoder=encoder.config,
+            state=config.compact_head,
+            dynamics=config.compact_predictor,
+            decoder=config.frame_decoder,
+        )
         self.head = FrameHead(encoder.num_tokens, encoder.config.patch_size)
         with seeded_weights(config.seed):
             self.predictor = FramePredictor(

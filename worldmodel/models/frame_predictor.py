@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class FramePredictorConfig:
                 setattr(self, name, kind(**value))
 
 
-_PARTS = {
+_PARTS: dict[str, type[Any]] = {
     "encoder": ViTConfig,
     "state": CompactHeadConfig,
     "dynamics": ResidualMLPConfig,
@@ -147,7 +148,8 @@ class FramePredictor(ActionPredictor):
         _, rows, columns = config.grid
         split = z.reshape(-1, rows, columns, 3, config.patch_size, config.patch_size)
         images = split.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, config.image_size, config.image_size)
-        return self.encoder.encode_images((images + 1) / 2).unflatten(0, z.shape[:-2])
+        tokens: Tensor = self.encoder.encode_images((images + 1) / 2).unflatten(0, z.shape[:-2])
+        return tokens
 
     def draw(self, z: Tensor, tokens: Tensor, actions: Tensor) -> Tensor:
         """Next frames before they are clamped to what a picture can hold.
@@ -185,4 +187,5 @@ class FramePredictor(ActionPredictor):
 def frame_patches(pixels: Tensor, patch_size: int) -> Tensor:
     """Frames (..., Y, X, 3) uint8 as patches (..., N, D) in [-1, 1]: the latent of a `FramePredictor`."""
     images = pixels.flatten(0, -4).permute(0, 3, 1, 2).unsqueeze(1).float() / 127.5 - 1.0
-    return patchify(images, tubelet_size=1, patch_size=patch_size).unflatten(0, pixels.shape[:-3])
+    patches: Tensor = patchify(images, tubelet_size=1, patch_size=patch_size).unflatten(0, pixels.shape[:-3])
+    return patches
