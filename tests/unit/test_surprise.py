@@ -164,6 +164,12 @@ def test_an_interrupted_run_goes_on_and_mixes_nothing(env: TabletopEnv, tmp_path
         judge_pairs(env, replace(config, seed=3), {"f": Forbidden()}, timing, folder=tmp_path, identity=identity)
     with pytest.raises(ConfigError, match=r"was made with checkpoints=\['a'\], this run has \['b'\]"):
         judge_pairs(env, config, {"f": Forbidden()}, timing, folder=tmp_path, identity={"checkpoints": ["b"]})
+    two = replace(config, pairs=2)
+    longer = judge_pairs(env, two, {"f": FrameDifference()}, timing, folder=tmp_path, identity=identity)
+    assert [pair.index for pair in longer.pairs] == [0, 1]
+    assert longer.pairs[0] == first.pairs[0]
+    fewer = judge_pairs(env, config, {"f": Forbidden()}, timing, folder=tmp_path, identity=identity)
+    assert fewer.to_json() == first.to_json()
     (tmp_path / "vanish.json").write_text("{")
     with pytest.raises(DataError, match=r"vanish\.json is no record of judged pairs"):
         judge_pairs(env, config, {"f": Forbidden()}, timing, folder=tmp_path, identity=identity)

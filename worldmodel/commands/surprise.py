@@ -81,7 +81,7 @@ def run(settings: Settings, run: Run) -> Outcome:
         f"{settings.pairs} pairs of clips for each of {len(settings.kinds)} violations, staged in {env_id}: "
         f"{settings.before} model steps, the event, {settings.after} model steps"
     )
-    run.kept = f"finished kinds are in {run.folder / PAIRS}; continue with run_dir={run.folder}"
+    run.kept = f"judged pairs are in {run.folder / PAIRS}; continue with run_dir={run.folder}"
     env = tabletop(settings.env, image_size)
     try:
         for label, model in models.items():

@@ -30,6 +30,7 @@ from worldmodel.types import Context, Latent
 
 Array = NDArray[np.float64]
 CHANCE = 0.5
+_PAIRS_PER_SAVE = 5
 COMPARISONS: dict[str, tuple[str, str]] = {
     "same_actions": ("impossible", "possible"),
     "arm_held": ("held", "possible"),
@@ -308,14 +309,14 @@ def judge_pairs(
 ) -> SurpriseResult:
     """Draw and judge all pairs.
 
-    Interrupting is safe when `folder` is given: the same call goes on with the kinds that are not finished.
+    Interrupting is safe when `folder` is given: the same call goes on, also with more pairs or other kinds.
 
     Args:
         env: Environment that draws pictures of the size the judges take.
         config: Which pairs.
         judges: By name, models first.
         timing: Length of the clips.
-        folder: Keeps one file per finished kind; None keeps nothing.
+        folder: Keeps one file per kind; None keeps nothing.
         identity: JSON-ready description of what the judges are; files of other ones are refused.
         progress: Told pairs done and pairs in total.
 
@@ -324,21 +325,19 @@ def judge_pairs(
         DataError: A file in it is no record of pairs, or a judge's surprise is not finite.
         SimulationError: A violation cannot be staged.
     """
-    settings = {name: value for name, value in asdict(config).items() if name != "kinds"}
-    mark = json.loads(json.dumps({**settings, **asdict(timing), "judges": list(judges), **(identity or {})}))
+    drawn = {name: value for name, value in asdict(config).items() if name not in ("kinds", "pairs")}
+    mark = json.loads(json.dumps({**drawn, **asdict(timing), "judges": list(judges), **(identity or {})}))
     pairs: list[PairScores] = []
     total = config.pairs * len(config.kinds)
     for kind in config.kinds:
         path = None if folder is None else folder / f"{kind}.json"
-        known = None if path is None else _read(path, mark)
-        if known is None:
-            known = []
-            for index in range(config.pairs):
-                known.append(_judge(pair_of(env, config, kind, index, timing), index, judges))
-                progress(len(pairs) + len(known), total)
-            if path is not None:
+        known = [] if path is None else _read(path, mark)
+        for index in range(len(known), config.pairs):
+            known.append(_judge(pair_of(env, config, kind, index, timing), index, judges))
+            if path is not None and (index + 1 == config.pairs or (index + 1) % _PAIRS_PER_SAVE == 0):
                 _write(path, mark, known)
-        pairs += known
+            progress(len(pairs) + len(known), total)
+        pairs += known[: config.pairs]
         progress(len(pairs), total)
     return SurpriseResult(pairs=pairs, judges=list(judges), timing=timing)
 
@@ -363,10 +362,10 @@ def _write(path: Path, mark: Mapping[str, Any], pairs: Sequence[PairScores]) -> 
     partial.replace(path)
 
 
-def _read(path: Path, mark: Mapping[str, Any]) -> list[PairScores] | None:
-    """Finished pairs of a kind, None when there are none."""
+def _read(path: Path, mark: Mapping[str, Any]) -> list[PairScores]:
+    """Judged pairs of a kind."""
     if not path.is_file():
-        return None
+        return []
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         settings, pairs = record["settings"], [PairScores(**entry) for entry in record["pairs"]]
