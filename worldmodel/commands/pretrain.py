@@ -152,6 +152,8 @@ class Monitor:
         return {**finite, "status": diagnosis.verdict.value, "diagnosis": diagnosis.line}
 
     def _probes(self) -> dict[str, float]:
+        if not self._dataset.spec.privileged_names:  # recordings of which nothing else is known
+            return {}
         encoder, pixels = self._task.result, self._dataset.pixels[self._frames]
         blocks = np.array_split(pixels, max(1, len(pixels) // _ENCODE_FRAMES))
         features = np.concatenate([encode_block(encoder, block) for block in blocks])
