@@ -5,7 +5,7 @@ import numpy as np
 from worldmodel.cli import main
 from worldmodel.data.episodes import Episode, EpisodeSpec, write_episodes
 
-STEPS, SIZE = 20, 32
+STEPS, SIZE = 20, 64
 rng = np.random.default_rng(0)
 
 
@@ -29,9 +29,9 @@ if __name__ == "__main__":
     bounds = {"action_low": (-1.0, -1.0), "action_high": (1.0, 1.0)}
     names = {"env_id": "mine/Robot", "proprio_names": ("shoulder", "elbow"), "privileged_names": ()}
     spec = EpisodeSpec(image_size=SIZE, control_dt_s=0.1, **bounds, **names)
-    write_episodes("robot.h5", spec, [episode(number) for number in range(40)])
+    write_episodes("robot.h5", spec, [episode(number) for number in range(30)])
     main(["inspect", "data=robot.h5"])
-    small = "encoder.image_size=32 encoder.embed_dim=48 encoder.depth=2 encoder.num_heads=2 encoder.num_frames=4"
+    small = "encoder.embed_dim=48 encoder.depth=2 encoder.num_heads=2 encoder.num_frames=4"
     main(f"pretrain data=robot.h5 {small} batch_size=8 fit.steps=5 fit.warmup_steps=2 run_dir=eyes".split())
     small = "batch_size=16 steps=20 temporal_distance.steps=20"
     main(f"train data=robot.h5 encoder.path=eyes/encoder {small} run_dir=robot".split())

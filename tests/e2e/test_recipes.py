@@ -21,7 +21,7 @@ from worldmodel.models.checkpoint import load_checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 RECIPES = ("cart", "fifth_rule", "grid_encoder", "own_data", "stay_away")
-TINY = "encoder.image_size=32 encoder.embed_dim=48 encoder.depth=2 encoder.num_heads=2 encoder.num_frames=4"
+TINY = "encoder.embed_dim=48 encoder.depth=2 encoder.num_heads=2 encoder.num_frames=4"
 _main = cli.main
 
 

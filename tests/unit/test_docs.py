@@ -124,9 +124,9 @@ def test_links_resolve(tmp_path: Path) -> None:
 def test_a_recorded_screen_is_what_a_terminal_shows(tmp_path: Path) -> None:
     recorder = loaded("record_terminal")
     screen = recorder.Screen()
-    for piece in ("busy\rdone \x1b[1;", "31mred\x1b[0m\nbar \x1b", "[38;5;70m━━\x1b[0m 1/2\n"):
+    for piece in ("busy\rdone \x1b[1;", "31mred\x1b[0m\r\nbar \x1b", "[38;5;70m━━\x1b[0m 1/2\r\n"):
         screen.write(piece)
-    screen.write("\x1b[1A\x1b[2Kbar ━━ 2/2\nab\x08c\x1b[?25l\n" + "x" * 101)
+    screen.write("\x1b[1A\x1b[2Kbar ━━ 2/2\r\nab\x08c\x1b[?25l\r\n" + "x" * 101)
     assert screen.text() == ["done red", "bar ━━ 2/2", "ac", "x" * 100, "x"]
     colours = [colour for character, colour in screen.lines[0] if character in "re"]
     assert colours[0] == recorder._INK
