@@ -19,25 +19,24 @@ from torch import Tensor
 
 from worldmodel.analysis.figures import save_figure
 from worldmodel.analysis.probe_curves import label_curves
-from worldmodel.commands.probe_arms import ArmEncoders, ProbeArm, parse_arms
+from worldmodel.commands.probe_arms import ArmEncoders, default_device, parse_arms
+from worldmodel.commands.probe_cost import plan
 from worldmodel.commands.run import Outcome, Run, RunSettings, counted
 from worldmodel.data.distractor import DistractorConfig
 from worldmodel.data.episodes import EpisodeDataset
-from worldmodel.errors import CheckpointError, ConfigError, DataError
+from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.clip_choice import ClipChoice, labelled_rows, resamples
 from worldmodel.evaluation.probe_clips import build_task, check_data
 from worldmodel.evaluation.probe_results import DRAWS, ProbeCell, ProbeResults, ProbeRow, read_cells
 from worldmodel.evaluation.probe_tasks import TASKS, ProbeTask
-from worldmodel.evaluation.products import Products, matmul_flops
-from worldmodel.learning.attentive_probe import AttentiveProbe, AttentiveProbeConfig, clip_tokens, token_grid
+from worldmodel.learning.attentive_probe import AttentiveProbeConfig, clip_tokens, token_grid
 from worldmodel.learning.probe_training import ProbeFitConfig, ProbeProblem, fit_probe
 from worldmodel.models.encoders import Encoder
-from worldmodel.models.frozen_encoders import build_encoder
+
+__all__ = ["Evaluation", "Settings", "frozen_tokens", "plan", "run"]
 
 FIGURE, RECORD, TABLE, MARKDOWN = "probe.png", "probe.json", "probe.csv", "probe.md"
 _ENCODE_CLIPS = 32
-_REACHED_SHARE = 0.5  # of the best matrix product; what the cost estimate assumes
-_TRAIN_FLOPS = 3  # a training step takes about three forward passes
 
 
 @dataclass(kw_only=True)
@@ -270,7 +269,7 @@ class Evaluation:
         if self._read is None or self._read.key != key:
             self._read = None
             self._encoders.ensure(cell.arm, cell.split, self._run)
-            arm, device = self._arms[cell.arm], _device()
+            arm, device = self._arms[cell.arm], default_device()
             encoder = self._encoders.build(cell.arm, cell.split).to(device)
             pixels = torch.from_numpy(task.pixels)
             if arm.still:
@@ -327,70 +326,3 @@ def frozen_tokens(encoder: Encoder, pixels: Tensor, progress: Callable[[int, int
         if progress is not None:
             progress(done, len(pixels))
     return torch.cat(blocks)
-
-
-def plan(settings: Settings) -> dict[str, Any]:
-    """What a run would do and about how much arithmetic it takes; nothing is trained or written.
-
-    Pretraining is named, not counted. Hours are at half of this machine's best rate for one matrix product.
-    """
-    arms = parse_arms(settings.arms, settings.candidate)
-    folder = Path(settings.run_dir or "outputs/probe") / "encoders"
-    encoders = ArmEncoders(arms, settings.pretraining, settings.data, folder)
-    flops: dict[str, float | None] = {}
-    for name, arm in arms.items():
-        try:
-            config = encoders.config(name)
-        except (CheckpointError, ConfigError):
-            flops[name] = None  # not there yet: nothing can be said about its size
-            continue
-        flops[name] = sum(_arm_flops(settings, arm, build_encoder(config), task) for task in settings.tasks)
-    total = sum(value for value in flops.values() if value is not None)
-    products = Products([(1024, 96, 384)], torch.float32, _device())
-    rate = max(products.round() for _ in range(3))
-    return {
-        "cells": len(settings.cell_list()),
-        "probes_trained": len(settings.cell_list()) * (len(settings.fit.candidates) + 1),
-        "pretrainings": encoders.pretrainings(),
-        "teraflop": round(total / 1e12, 1),
-        "teraflop_of_arms": {name: None if value is None else round(value / 1e12, 1) for name, value in flops.items()},
-        "hours_without_pretraining": round(total / (_REACHED_SHARE * rate) / 3600, 2),
-        "assumed_gigaflop_per_s": round(_REACHED_SHARE * rate / 1e9, 1),
-    }
-
-
-def _arm_flops(settings: Settings, arm: ProbeArm, encoder: Encoder, task: str) -> float:
-    """Matrix products of all cells of an arm in one task."""
-    frames, size = (1 if task == "kind" else settings.num_frames), encoder.image_size
-    clip = torch.zeros(1, frames, size, size, 3, dtype=torch.uint8)
-    with torch.no_grad():
-        encoding = matmul_flops(lambda: clip_tokens(encoder, clip))
-        tokens = clip_tokens(encoder, clip)
-        probe = AttentiveProbe(
-            settings.head,
-            grid=token_grid(encoder, frames),
-            embed_dim=encoder.embed_dim,
-            num_queries=frames if task == "contact" else 1,
-            num_outputs=5,
-            seed=0,
-        )
-        reading = matmul_flops(lambda: probe(tokens))
-    fit, passes = settings.fit, 0
-    for share in settings.labels:
-        labelled = max(2, round(share * settings.clips))
-        for clips, times in (
-            (labelled, 1),
-            (round(labelled * (1 - fit.validation_fraction)), len(fit.candidates) if len(fit.candidates) > 1 else 0),
-        ):
-            passes += settings.splits * times * fit.steps(max(1, clips)) * min(fit.batch_size, max(1, clips))
-    cells = settings.splits * len(settings.labels)
-    if arm.finetune:
-        return float((encoding + reading) * (_TRAIN_FLOPS * passes + cells * settings.test_clips))
-    encoded = (settings.clips + settings.test_clips) * (settings.splits if arm.fresh else arm.seeds)
-    return float(encoding * encoded + reading * (_TRAIN_FLOPS * passes + cells * settings.test_clips))
-
-
-def _device() -> torch.device:
-    """The accelerator of this machine, else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found if found is not None else torch.device("cpu")
