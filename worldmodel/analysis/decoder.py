@@ -21,7 +21,7 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.learning.probes import RidgeProbe, fit_ridge
 
 LABEL = "diagnostic decoder: fitted afterwards, no part of the model"
-_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 Array = NDArray[np.float64]
 

@@ -241,15 +241,18 @@ def nearest_figure(imagined: Imagined, bank: FrameBank, clip: int = 0) -> Figure
         for column in range(columns):
             title = f"{column * one.step_s:.1f} s" if place == 0 else f"distance {near.distance[column, place - 1]:.2f}"
             show_frame(grid[place, column], frames[column], title)
-    figure.suptitle("nearest-frame imagination: pictures are real frames of other episodes, none is generated")
+    figure.suptitle("nearest-frame imagination: real frames of other episodes, none is generated", fontsize=10)
     below = figure.add_subplot(grid[-1, 0].get_gridspec()[-1, :])
     for axes in grid[-1]:
         axes.remove()
     seconds = one.step_s * np.arange(columns)
     below.plot(seconds, near.distance[:, 0], "o-", color=CHOSEN, label="of the imagined latent")
     below.plot(seconds, real.distance[:, 0], "s--", color=SECOND, label="of the real latent (what the data allow)")
-    below.set(xlabel="imagined time (s)", ylabel="distance to the\nclosest frame (a.u.)", ylim=(0, None))
-    below.legend(frameon=False, fontsize=9, loc="lower right")
+    room = 1.6 * float(
+        max(near.distance[:, 0].max(), real.distance[:, 0].max(), 1e-6)
+    )  # the legend's, above the curves
+    below.set(xlabel="imagined time (s)", ylabel="distance to the\nclosest frame (a.u.)", ylim=(0, room))
+    below.legend(frameon=False, fontsize=8, loc="upper right")
     tidy(below)
     return figure
 

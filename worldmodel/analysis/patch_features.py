@@ -183,7 +183,7 @@ def drift_figure(drift: Drift) -> Figure:
     ranks, changes = figure.subplots(1, 2)
     places = np.arange(len(drift.names))
     ranks.plot(places, drift.effective_rank, "o-", color=CHOSEN, label="features of a place")
-    ranks.set(ylabel="effective rank (directions)", ylim=(0, None))
+    ranks.set(ylabel="effective rank (directions)", ylim=(0, 1.2 * float(drift.effective_rank.max())))
     changes.plot(places, drift.from_first, "s--", color=SECOND, label="from the first encoder")
     changes.plot(places, drift.from_previous, "o-", color=CHOSEN, label="from the one before")
     changes.set(ylabel="change of the features (1 - CKA)", ylim=(-0.03, 1.03))

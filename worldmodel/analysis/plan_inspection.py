@@ -222,7 +222,9 @@ def fan_figure(inspected: InspectedPlan, *, panels: int = 3) -> Figure:
         axes.set_title(f"iteration {iteration + 1} of {count}: best {float(cost.min()):.2f}", fontsize=10)
     _draw_costs(grid[-1], inspected, num_elites)
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, facecolor="0.75", framealpha=1, fontsize=9
+    )  # grey, as the elites are white
     name = inspected.env_id.rpartition("/")[2]
     figure.suptitle(f"{name}, step {inspected.step}: commanded paths of the gripper on the camera image", fontsize=11)
     return figure

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from worldmodel.evaluation.runs_compared import Comparison
+
 _MARKERS = "osD^vP*Xhd<>"
 
 
@@ -120,6 +122,19 @@ class RunBar:
     low: float
     high: float
     curve: Sequence[float] | None
+
+
+def runs_figure(comparison: Comparison) -> Figure:
+    """Draw finished evaluations side by side.
+
+    Args:
+        comparison: From `evaluation.runs_compared.compare_runs`.
+    """
+    bars = [
+        RunBar(name=arm.name, rate=arm.rate, low=arm.interval[0], high=arm.interval[1], curve=arm.curve)
+        for arm in comparison.arms
+    ]
+    return comparison_figure(bars, f"{comparison.env_id}, {comparison.episodes} held-out episodes")
 
 
 def comparison_figure(bars: Sequence[RunBar], title: str) -> Figure:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import RenderableType
 
 from worldmodel.analysis.figures import save_figure
-from worldmodel.analysis.success_curves import RunBar, comparison_figure
+from worldmodel.analysis.success_curves import runs_figure
 from worldmodel.commands.run import Outcome, Run, RunSettings
 from worldmodel.evaluation.runs_compared import compare_runs
 
@@ -35,12 +35,7 @@ def run(settings: Settings, run: Run) -> Outcome:
     record = comparison.to_json()
     path = run.folder / RECORD
     path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    bars = [
-        RunBar(name=arm.name, rate=arm.rate, low=arm.interval[0], high=arm.interval[1], curve=arm.curve)
-        for arm in comparison.arms
-    ]
-    title = f"{comparison.env_id}, {comparison.episodes} held-out episodes"
-    picture = save_figure(comparison_figure(bars, title), run.folder / FIGURE)
+    picture = save_figure(runs_figure(comparison), run.folder / FIGURE)
     report: list[RenderableType] = [comparison.table()]
     settings_table = comparison.settings_table()
     if settings_table is not None:

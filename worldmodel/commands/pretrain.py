@@ -28,7 +28,7 @@ from worldmodel.data.distractor import DistractorConfig
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
-from worldmodel.learning.diagnostics import Health, diagnose, reference_health, task_health
+from worldmodel.learning.diagnostics import Health, diagnose, feature_drift, reference_health, task_health
 from worldmodel.learning.features import encode_block
 from worldmodel.learning.fit import FitReport, fit, to_device
 from worldmodel.learning.fit_config import FitConfig
@@ -134,6 +134,7 @@ class Monitor:
         count = min(len(sampler), _HEALTH_CLIPS)
         self._clips = sampler.clips(np.linspace(0, len(sampler) - 1, count).astype(np.int64))
         self._moments = _moments(dataset, held_out, encoder)
+        self._features: Tensor | None = None
         self.reference = reference_health(task, self._clips, self._moments)
 
     def __call__(self, step: int) -> dict[str, float | str]:
@@ -145,11 +146,20 @@ class Monitor:
         clips, moments = to_device(self._clips, device), to_device(self._moments, device)
         health = task_health(self._task, clips, moments, torch.Generator(device).manual_seed(0))
         diagnosis = diagnose(health, self.reference, done=step / self._steps)
-        numbers = health.to_dict("health_")
+        numbers = health.to_dict("health_") | self._drift()
         if step == self._steps or (self._probe_every and step % self._probe_every == 0):
             numbers |= self._probes()
         finite: dict[str, float | str] = {name: value for name, value in numbers.items() if math.isfinite(value)}
         return {**finite, "status": diagnosis.verdict.value, "diagnosis": diagnosis.line}
+
+    def _drift(self) -> dict[str, float]:
+        """How far features have moved since the last check; the first of a run, also of a resumed one, has none."""
+        encoder = self._task.result
+        frames = self._moments.pixels[:, :: encoder.config.tubelet_size].to(next(encoder.parameters()).device)
+        with torch.no_grad():
+            features = encoder.encode_frames(frames).flatten(0, 1).float().cpu()
+        before, self._features = self._features, features
+        return {} if before is None else {"health_drift": feature_drift(before, features)}
 
     def _probes(self) -> dict[str, float]:
         if not self._dataset.spec.privileged_names:  # recordings of which nothing else is known
