@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from worldmodel.cli import main
@@ -20,7 +21,7 @@ from worldmodel.evaluation.clip_choice import ClipChoice
 from worldmodel.evaluation.clip_labels import ACTIONS
 from worldmodel.evaluation.probe_clips import build_task
 from worldmodel.evaluation.probe_tasks import TASKS, ContactTask
-from worldmodel.models.checkpoint import save_encoder
+from worldmodel.models.checkpoint import load_encoder, read_card, save_encoder
 from worldmodel.models.encoders import VideoViT
 from worldmodel.models.vit import ViTConfig
 
@@ -244,6 +245,28 @@ def test_a_file_of_its_own_for_the_test_clips(data: EpisodeDataset, tmp_path: Pa
     overlapping = write_episodes(tmp_path / "both.h5", SPEC, [staged(0), staged(1, seed=1)])
     with pytest.raises(DataError, match=r"1 episodes of .* are in .* as well"):
         build_task("action", data, CHOICE, test_dataset=overlapping)
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_snapshots_of_a_pretraining_are_arms(
+    data: EpisodeDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pretraining under a distractor keeps the encoder of every check; each can be probed beside the last one."""
+    kept = tmp_path / "pretrained"
+    looks = ["distractor.kind=sway", "snapshots=true", "fit.eval_every=1"]
+    assert main(["pretrain", f"data={data.path}", *PRETRAIN, *looks, f"run_dir={kept}"]) == 0
+    names = sorted(path.name for path in (kept / "snapshots").iterdir())
+    assert names == ["0000001", "0000002"]
+    first, last = (load_encoder(kept / "snapshots" / name).state_dict() for name in names)
+    final = load_encoder(kept / "encoder").state_dict()
+    assert all(torch.equal(last[key], final[key]) for key in final)
+    assert any(not torch.equal(first[key], final[key]) for key in final)
+    assert read_card(kept / "snapshots" / "0000002")["training"] == {"step": 2, "samples": 8}
+    capsys.readouterr()
+    more = [f"arms.early.encoder={kept / 'snapshots' / '0000001'}", "tasks=[kind]", "labels=[1.0]"]
+    line = argv(data, kept / "encoder", tmp_path / "run", *only("vjepa"), *more, "distractor.kind=sway", "--json")
+    assert main(line) == 0
+    assert {entry["arm"] for entry in json.loads(capsys.readouterr().out)["scores"]} == {"vjepa", "early"}
 
 
 def test_wrong_requests_are_refused_before_work_starts(

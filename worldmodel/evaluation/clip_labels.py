@@ -108,8 +108,7 @@ def frame_contacts(contact: NDArray[np.bool_], frame_step: int) -> NDArray[np.bo
     Returns:
         (B, T).
     """
-    touches: NDArray[np.bool_] = contact.reshape(len(contact), -1, frame_step).any(axis=2)
-    return touches
+    return np.asarray(contact.reshape(len(contact), -1, frame_step).any(axis=2))
 
 
 def object_boxes(

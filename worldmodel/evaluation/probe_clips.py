@@ -176,8 +176,7 @@ def _is_shown(states: dict[str, Array], scene: TabletopEnv) -> NDArray[np.bool_]
     stands = np.abs(states["object_z"] - OBJECT_HALF_M) <= MAX_TIP_M
     pixels = scene.project(states["object"])
     inside = ((pixels >= 0) & (pixels <= scene.image_size)).all(axis=-1)
-    shown: NDArray[np.bool_] = (stands & inside).all(axis=1)
-    return shown
+    return np.asarray((stands & inside).all(axis=1))
 
 
 def _classes(name: str, clips: Clips, choice: ClipChoice, rng: np.random.Generator) -> tuple[Ints, Sequence[str]]:

@@ -170,7 +170,7 @@ class PoseTask(ProbeTask):
     @property
     def num_outputs(self) -> int:
         """One per quantity."""
-        return self.values.shape[1]
+        return int(self.values.shape[1])
 
     @property
     def chance(self) -> float:
@@ -236,7 +236,7 @@ class ContactTask(ProbeTask):
     @property
     def num_queries(self) -> int:
         """One per frame."""
-        return self.present.shape[1]
+        return int(self.present.shape[1])
 
     @property
     def num_outputs(self) -> int:
