@@ -11,6 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+EXAMPLES = FOLDER.parent / "docs" / "examples"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 
 
@@ -35,12 +36,34 @@ def test_notebooks_are_committed_without_output(name: str) -> None:
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert [cell.id for cell in notebook.cells] == [str(place) for place in range(len(notebook.cells))], (
+        "run nbstripout"
+    )
+    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells), "run nbstripout"
     assert all(len(cell.source.splitlines()) <= 10 for cell in code), "prose and calls only: put code into the library"
 
 
+def _run(name: str, folder: Path, values: dict[str, object]) -> Any:
+    """Execute a notebook in an empty folder with other settings; prose and calls only, so nothing is defined in it."""
+    notebook = _with_parameters(nbformat.read(FOLDER / name, as_version=4), values)
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    return notebook
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_define_nothing(name: str) -> None:
+    cells = [cell for cell in nbformat.read(FOLDER / name, as_version=4).cells if cell.cell_type == "code"]
+    source = "\n".join(line for cell in cells for line in cell.source.splitlines() if not line.startswith("%"))
+    nodes = list(ast.walk(ast.parse(source)))
+    assert not [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)]
+    assert "%%" not in "".join(cell.source for cell in cells), "a cell magic may hide a definition"
+
+
 def test_plan_and_watch(tmp_path: Path, tiny_checkpoint: Path, small_manifest: Path) -> None:
-    notebook = _with_parameters(
-        nbformat.read(FOLDER / "01_plan_and_watch.ipynb", as_version=4),
+    notebook = _run(
+        "01_plan_and_watch.ipynb",
+        tmp_path,
         {
             "CHECKPOINT": str(tiny_checkpoint),
             "ENV": "reach",
@@ -51,14 +74,109 @@ def test_plan_and_watch(tmp_path: Path, tiny_checkpoint: Path, small_manifest: P
             "FOLDER": str(tmp_path),
         },
     )
-    NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
     assert any("data:video/mp4;base64," in shown for shown in _outputs(notebook, "text/html"))
     assert len(_outputs(notebook, "image/png")) == 2
     assert {path.name for path in tmp_path.glob("*.png")} == {"first_plan.png", "last_plan.png"}
     assert any("held at end" in shown for shown in _outputs(notebook, "text/plain"))
 
 
+def test_what_the_encoder_sees(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    notebook = _run(
+        "02_what_the_encoder_sees.ipynb",
+        tmp_path,
+        {
+            "CHECKPOINT": str(tiny_checkpoint),
+            "ENV": "reach",
+            "EPISODES": 8,
+            "STEPS": 18,
+            "ROLLOUTS": 4,
+            "FOLDER": str(tmp_path),
+        },
+    )
+    assert len(_outputs(notebook, "image/png")) == 7
+    shown = "".join(_outputs(notebook, "text/html"))
+    assert all(text in shown for text in ("world model", "first frames of the first episodes", "effective rank"))
+    assert (tmp_path / "features.mp4").stat().st_size > 1000
+
+
+def test_energy_landscapes(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    notebook = _run(
+        "03_energy_landscapes.ipynb",
+        tmp_path,
+        {
+            "CHECKPOINT": str(tiny_checkpoint),
+            "ENV": "reach",
+            "SAMPLES": 20,
+            "RESOLUTION": 7,
+            "STATES": 2,
+            "FOLDER": str(tmp_path),
+        },
+    )
+    assert len(_outputs(notebook, "image/png")) == 6
+    assert any("elites" in shown for shown in _outputs(notebook, "text/html"))
+
+
+def test_compare_planners(tmp_path: Path, tiny_checkpoint: Path, small_manifest: Path) -> None:
+    notebook = _run(
+        "04_compare_planners.ipynb",
+        tmp_path,
+        {
+            "CHECKPOINT": str(tiny_checkpoint),
+            "MANIFEST": str(small_manifest),
+            "EPISODES": 2,
+            "SAMPLES": 10,
+            "ITERATIONS": 2,
+            "WORKERS": 1,
+            "FOLDER": str(tmp_path / "compare"),
+        },
+    )
+    assert len(_outputs(notebook, "image/png")) == 1
+    assert any("2 held-out episodes" in shown for shown in _outputs(notebook, "text/plain"))
+    assert sorted(path.name for path in (tmp_path / "compare").iterdir()) == ["cem", "shooting"]
+
+
+def test_new_environment(tmp_path: Path) -> None:
+    notebook = _run(
+        "05_new_environment.ipynb",
+        tmp_path,
+        {
+            "EXAMPLES": str(EXAMPLES),
+            "EPISODES": 24,
+            "PRETRAIN_STEPS": 4,
+            "TRAIN_STEPS": 10,
+            "DISTANCE_STEPS": 4,
+            "TASKS": 2,
+            "SAMPLES": 8,
+            "FOLDER": str(tmp_path / "cart"),
+        },
+    )
+    assert len(_outputs(notebook, "image/png")) == 4
+    assert (tmp_path / "cart" / "train" / "checkpoint").is_dir()
+    assert any("mine/Cart-v0, 2 held-out episodes" in shown for shown in _outputs(notebook, "text/html"))
+
+
+def test_own_planner_and_objective(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    notebook = _run(
+        "06_own_planner_and_objective.ipynb",
+        tmp_path,
+        {
+            "EXAMPLES": str(EXAMPLES),
+            "CHECKPOINT": str(tiny_checkpoint),
+            "SAMPLES": 12,
+            "ITERATIONS": 2,
+        },
+    )
+    assert len(_outputs(notebook, "image/png")) == 2
+    assert sum("data:video/mp4;base64," in shown for shown in _outputs(notebook, "text/html")) == 2
+
+
 def test_every_notebook_is_run_here() -> None:
-    assert NOTEBOOKS == ["01_plan_and_watch.ipynb"], "add a test that runs the new notebook"
+    tested = (
+        "01_plan_and_watch",
+        "02_what_the_encoder_sees",
+        "03_energy_landscapes",
+        "04_compare_planners",
+        "05_new_environment",
+        "06_own_planner_and_objective",
+    )
+    assert [f"{name}.ipynb" for name in tested] == NOTEBOOKS, "add a test that runs the new notebook"
