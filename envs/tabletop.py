@@ -262,7 +262,8 @@ class TabletopEnv(GoalEnv):
         axes = self._data.cam_xmat[self._camera_id].reshape(3, 3)  # columns: right, up, backwards
         right, up, back = np.moveaxis((points - self._data.cam_xpos[self._camera_id]) @ axes, -1, 0)
         focal = self.image_size / (2 * np.tan(np.radians(self._model.cam_fovy[self._camera_id]) / 2))
-        return self.image_size / 2 + focal * np.stack([right / -back, up / back], axis=-1)
+        pixels: Array = self.image_size / 2 + focal * np.stack([right / -back, up / back], axis=-1)
+        return pixels
 
     def in_contact(self) -> bool:
         """Whether a finger touches the object."""

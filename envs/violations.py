@@ -199,7 +199,9 @@ def film(env: TabletopEnv, scene: Scene, name: str) -> Clip:
         actions[timing.event :] = 0
     begin = {"possible": timing.steps + 1, "always": 0}.get(name, timing.event)
     env.reset(options={"task": scene.task})
-    pixels, states, gripper, objects, contact = [], [], [], [], []
+    pixels: list[NDArray[np.uint8]] = []
+    states, gripper, objects = (list[Array]() for _ in range(3))
+    contact: list[bool] = []
     for step in range(timing.steps + 1):
         if step > 0:
             env.simulate(actions[step - 1])

@@ -51,7 +51,7 @@ class Imagined:
     @property
     def horizon(self) -> int:
         """H, model steps."""
-        return self.frames.shape[1] - 1
+        return int(self.frames.shape[1] - 1)
 
     def look_up(self, bank: FrameBank, *, count: int = 1) -> tuple[Neighbours, Neighbours]:
         """Closest frames of other episodes, to what was imagined and to what came true.

@@ -72,12 +72,12 @@ def open_loop_figure(report: OpenLoopReport, *, step_s: float, variables: tuple[
     seconds = step_s * np.arange(1, len(report.model) + 1)
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     errors, probes = figure.subplots(1, 2)
-    for values, name, style, colour in (
+    for values, name, line, colour in (
         (report.model, "model", "o-", CHOSEN),
         (report.copy_last, "repeating the last frame", "s--", SECOND),
         (report.shuffled, "model under the wrong actions", "^-.", "0.4"),
     ):
-        errors.plot(seconds, values, style, color=colour, label=name)
+        errors.plot(seconds, values, line, color=colour, label=name)
     errors.axhline(1, color="0.3", linestyle=":", linewidth=1, label="as bad as the mean")
     errors.set(xlabel="imagined time (s)", ylabel="squared latent error / variance", yscale="log")
     errors.legend(frameon=False, fontsize=8)

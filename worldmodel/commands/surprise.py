@@ -104,7 +104,7 @@ def run(settings: Settings, run: Run) -> Outcome:
 
 def _labels(folders: Mapping[str, Path]) -> dict[str, str]:
     """A short name for every checkpoint: how it was called, where that is short, else its folder."""
-    labels = {}
+    labels: dict[str, str] = {}
     for name, folder in folders.items():
         short = name if "/" not in name else folder.parent.name if folder.name == "checkpoint" else folder.name
         labels[name] = short if list(labels.values()).count(short) == 0 else name

@@ -87,7 +87,7 @@ class PoseMap:
     def changes(self, actions: Tensor, action_dim: int) -> Tensor:
         """Flat model actions (..., A), env units -> commanded changes of the pose (..., 7), without rotation."""
         total = actions.unflatten(-1, (-1, action_dim)).sum(dim=-2)
-        change = total.new_zeros(*total.shape[:-1], POSE_DIM)
+        change: Tensor = total.new_zeros(*total.shape[:-1], POSE_DIM)
         change[..., :3] = self.shift_m * total[..., list(self.shift)]
         if self.grip is not None:
             change[..., 6] = -self.grip_m / self.max_opening_m * total[..., self.grip]
