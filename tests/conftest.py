@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 returncode=4,
             )
     torch.set_num_threads(1)  # xdist workers share the cores; more threads than cores slow every test down
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # also in the processes that tests start
 
 
 @pytest.fixture(scope="session")

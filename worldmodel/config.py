@@ -12,7 +12,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
@@ -104,9 +106,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     values = [item for item in parsed if not _is_group(item)]
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        base = _composed(name, groups)
+        base = _groups_composed(name, tuple(groups))
         lines = [_checked_line(item, base, name) for item in values]
-        config = _composed(name, [*groups, *lines]) if lines else base
+        config = _composed(name, [*groups, *lines]) if lines else deepcopy(base)
     return from_composed(name, config)
 
 
@@ -249,6 +251,12 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 
 def _is_group(item: Override) -> bool:
     return item.package is not None or resources.files(CONFIG_MODULE).joinpath(item.key_or_group).is_dir()
+
+
+@lru_cache(maxsize=32)
+def _groups_composed(name: str, groups: tuple[str, ...]) -> DictConfig:
+    """Half of the time of a command that is called again and again from Python; read only."""
+    return _composed(name, groups)
 
 
 def _composed(name: str, overrides: Sequence[str]) -> DictConfig:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import shutil
+import subprocess
+import sys
+import zipfile
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -54,3 +60,38 @@ def small_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_manifest(env, episodes=2).save(path)
     env.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def fresh_processes() -> ForkServerContext:
+    """Processes that can be killed and need not import everything again: children of a server that has done nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["worldmodel.commands.pretrain", "worldmodel.evaluation.evaluate", "worldmodel.cli"])
+    return context
+
+
+@pytest.fixture(scope="session")
+def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy, so that no build folder appears in the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "source"
+    copy.mkdir()
+    for name in ("worldmodel", "envs", "planners", "configs"):
+        shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, copy / name)
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, str(copy)], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def wheel_path(wheel: Path) -> Path:
+    """Folder with what the wheel installs; in front of PYTHONPATH it hides the checkout."""
+    folder = wheel.parent / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder

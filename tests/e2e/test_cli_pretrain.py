@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -85,26 +83,33 @@ def test_too_few_held_out_episodes_are_found_before_training(
 
 
 @pytest.mark.slow
-def test_a_run_killed_ten_times_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
+def test_a_run_killed_ten_times_ends_with_the_same_bits(
+    data: Path, tmp_path: Path, fresh_processes: ForkServerContext
+) -> None:
     settings = [f"data={data}", *TINY, "fit.steps=44", "fit.checkpoint_every=2", "fit.eval_every=11"]
-
-    def command(name: str) -> list[str]:
-        return [sys.executable, "-m", "worldmodel", "pretrain", *settings, f"run_dir={tmp_path / name}"]
-
-    subprocess.run(command("whole"), check=True, capture_output=True, timeout=120)
     moments = random.Random(0)
     state = tmp_path / "killed" / "state.json"
-    kills = 0
-    while kills < 10:
-        done = json.loads(state.read_text())["step"] if state.is_file() else 0
-        with subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and (not state.is_file() or json.loads(state.read_text())["step"] < done + 2):
-                time.sleep(0.002)
-            time.sleep(moments.uniform(0, 0.05))
-            assert process.poll() is None, "the run ended before it was killed ten times; make it longer"
-            process.send_signal(signal.SIGKILL)
-        kills += 1
-    subprocess.run(command("killed"), check=True, capture_output=True, timeout=120)
+
+    def step() -> int:
+        return int(json.loads(state.read_text())["step"]) if state.is_file() else 0
+
+    def start(name: str) -> ForkServerProcess:
+        argv = ["pretrain", *settings, f"run_dir={tmp_path / name}"]
+        process = fresh_processes.Process(target=main, args=(argv,))
+        process.start()
+        return process
+
+    for _ in range(10):
+        done = step()
+        process = start("killed")
+        while process.is_alive() and step() < done + 2:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
+        assert process.is_alive(), "the run ended before it was killed ten times; make it longer"
+        process.kill()
+        process.join()
+    for name in ("killed", "whole"):
+        start(name).join()
     whole, killed = (load_encoder(tmp_path / name / "encoder").state_dict() for name in ("whole", "killed"))
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
     rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "killed")]

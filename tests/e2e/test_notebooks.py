@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,14 @@ def test_notebooks_are_committed_without_output(name: str) -> None:
     assert all(len(cell.source.splitlines()) <= 10 for cell in code), "prose and calls only: put code into the library"
 
 
-def _run(name: str, folder: Path, values: dict[str, object]) -> Any:
-    """Execute a notebook in an empty folder with other settings; prose and calls only, so nothing is defined in it."""
+def _run(name: str, folder: Path, wheel_path: Path, values: dict[str, object]) -> Any:
+    """Execute a notebook in an empty folder with other settings, against the package of the wheel."""
     notebook = _with_parameters(nbformat.read(FOLDER / name, as_version=4), values)
-    resources = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    notebook.cells.append(nbformat.v4.new_code_cell("import worldmodel\nprint(worldmodel.__file__)"))
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client.execute(env={**os.environ, "PYTHONPATH": str(wheel_path)})
+    where = notebook.cells.pop()
+    assert where.outputs[0]["text"].startswith(str(wheel_path))
     return notebook
 
 
@@ -60,10 +64,11 @@ def test_notebooks_define_nothing(name: str) -> None:
     assert "%%" not in "".join(cell.source for cell in cells), "a cell magic may hide a definition"
 
 
-def test_plan_and_watch(tmp_path: Path, tiny_checkpoint: Path, small_manifest: Path) -> None:
+def test_plan_and_watch(tmp_path: Path, wheel_path: Path, tiny_checkpoint: Path, small_manifest: Path) -> None:
     notebook = _run(
         "01_plan_and_watch.ipynb",
         tmp_path,
+        wheel_path,
         {
             "CHECKPOINT": str(tiny_checkpoint),
             "ENV": "reach",
@@ -80,10 +85,11 @@ def test_plan_and_watch(tmp_path: Path, tiny_checkpoint: Path, small_manifest: P
     assert any("held at end" in shown for shown in _outputs(notebook, "text/plain"))
 
 
-def test_what_the_encoder_sees(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_what_the_encoder_sees(tmp_path: Path, wheel_path: Path, tiny_checkpoint: Path) -> None:
     notebook = _run(
         "02_what_the_encoder_sees.ipynb",
         tmp_path,
+        wheel_path,
         {
             "CHECKPOINT": str(tiny_checkpoint),
             "ENV": "reach",
@@ -99,10 +105,11 @@ def test_what_the_encoder_sees(tmp_path: Path, tiny_checkpoint: Path) -> None:
     assert (tmp_path / "features.mp4").stat().st_size > 1000
 
 
-def test_energy_landscapes(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_energy_landscapes(tmp_path: Path, wheel_path: Path, tiny_checkpoint: Path) -> None:
     notebook = _run(
         "03_energy_landscapes.ipynb",
         tmp_path,
+        wheel_path,
         {
             "CHECKPOINT": str(tiny_checkpoint),
             "ENV": "reach",
@@ -116,10 +123,11 @@ def test_energy_landscapes(tmp_path: Path, tiny_checkpoint: Path) -> None:
     assert any("elites" in shown for shown in _outputs(notebook, "text/html"))
 
 
-def test_compare_planners(tmp_path: Path, tiny_checkpoint: Path, small_manifest: Path) -> None:
+def test_compare_planners(tmp_path: Path, wheel_path: Path, tiny_checkpoint: Path, small_manifest: Path) -> None:
     notebook = _run(
         "04_compare_planners.ipynb",
         tmp_path,
+        wheel_path,
         {
             "CHECKPOINT": str(tiny_checkpoint),
             "MANIFEST": str(small_manifest),
@@ -135,10 +143,11 @@ def test_compare_planners(tmp_path: Path, tiny_checkpoint: Path, small_manifest:
     assert sorted(path.name for path in (tmp_path / "compare").iterdir()) == ["cem", "shooting"]
 
 
-def test_new_environment(tmp_path: Path) -> None:
+def test_new_environment(tmp_path: Path, wheel_path: Path) -> None:
     notebook = _run(
         "05_new_environment.ipynb",
         tmp_path,
+        wheel_path,
         {
             "EXAMPLES": str(EXAMPLES),
             "EPISODES": 24,
@@ -155,10 +164,11 @@ def test_new_environment(tmp_path: Path) -> None:
     assert any("mine/Cart-v0, 2 held-out episodes" in shown for shown in _outputs(notebook, "text/html"))
 
 
-def test_own_planner_and_objective(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_own_planner_and_objective(tmp_path: Path, wheel_path: Path, tiny_checkpoint: Path) -> None:
     notebook = _run(
         "06_own_planner_and_objective.ipynb",
         tmp_path,
+        wheel_path,
         {
             "EXAMPLES": str(EXAMPLES),
             "CHECKPOINT": str(tiny_checkpoint),

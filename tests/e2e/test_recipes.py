@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-import runpy
-import shlex
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-import gymnasium
 import pytest
 
-from worldmodel import cli
 from worldmodel.evaluation.manifest import load_manifest
 from worldmodel.learning.run_state import read_metrics
 from worldmodel.models import frozen_encoders
@@ -21,30 +20,30 @@ from worldmodel.models.checkpoint import load_checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 RECIPES = ("cart", "fifth_rule", "grid_encoder", "own_data", "stay_away")
-_main = cli.main
-
-
-def _checked(argv: Sequence[str]) -> int:
-    """The program, whose failure is the recipe's."""
-    assert _main(argv) == 0, argv
-    return 0
+Execute = Callable[..., str]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to run a recipe in; what recipes register is forgotten afterwards."""
+def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheel_path: Path) -> Execute:
+    """Run a recipe from the installed wheel in an empty folder, which becomes the current one; returns its output."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "main", _checked)
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setattr("worldmodel.envs._own_modules", [])
-    yield tmp_path
-    gymnasium.registry.pop("mine/Cart-v0", None)
-    sys.modules.pop("cart", None)
-    frozen_encoders.REGISTERED.pop("GridConfig", None)
+    path = os.pathsep.join([str(wheel_path), str(EXAMPLES)])
+    program = [sys.executable, str(Path(__file__).with_name("run_recipe.py"))]
 
+    def run(name: str, *settings: str, commands: str = "") -> str:
+        recipe = "-" if name == "-" else str(EXAMPLES / f"{name}.py")
+        done = subprocess.run(
+            [*program, recipe, *settings],
+            input=commands,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
-def _execute(name: str) -> dict[str, object]:
-    return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    return run
 
 
 def test_every_recipe_is_short_shown_and_run_here() -> None:
@@ -56,35 +55,29 @@ def test_every_recipe_is_short_shown_and_run_here() -> None:
         assert f'--8<-- "docs/examples/{name}.py"' in pages, name
 
 
-def test_environment(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _execute("cart")
-    assert (run / "cart_plan" / "episode.mp4").is_file()
-    assert load_checkpoint(run / "cart" / "checkpoint").spec.env_ids == ("mine/Cart-v0",)
-    gymnasium.registry.pop("mine/Cart-v0")
-    commands = re.findall(r"^worldmodel (.*)$", (ROOT / "docs/recipes/environment.md").read_text(), re.MULTILINE)
+def test_environment(execute: Execute) -> None:
+    execute("cart")
+    assert Path("cart_plan/episode.mp4").is_file()
+    assert load_checkpoint("cart/checkpoint").spec.env_ids == ("mine/Cart-v0",)
+    shown = re.findall(r"^worldmodel (.*)$", (ROOT / "docs/recipes/environment.md").read_text(), re.MULTILINE)
     small = {
         "collect": "out=more.h5 episodes=2 workers=1",
         "manifest": "episodes=1 workers=1",
         "evaluate": "episodes=1 planner.num_samples=20 planner.num_elites=5",
     }
-    for line in commands:  # that workers import the module, too, is in tests/unit/test_state_env.py
-        assert _main([*shlex.split(line), *shlex.split(small[line.split()[0]])]) == 0, capsys.readouterr().err
-    assert load_manifest(run / "cart_tasks.json.gz").env_id == "mine/Cart-v0"
+    # that workers import the module, too, is in tests/unit/test_state_env.py
+    execute("-", commands="\n".join(f"{line} {small[line.split()[0]]}" for line in shown))
+    assert load_manifest("cart_tasks.json.gz").env_id == "mine/Cart-v0"
 
 
-def test_data(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data(execute: Execute) -> None:
     """And its training runs tell TensorBoard what they tell metrics.jsonl."""
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
     )
-
-    def watched(argv: Sequence[str]) -> int:
-        return _checked([*argv, *["sinks=[tensorboard]"] * (argv[0] in ("pretrain", "train"))])
-
-    monkeypatch.setattr(cli, "main", watched)
-    _execute("own_data")
-    assert load_checkpoint(run / "robot" / "checkpoint").spec.proprio_names == ("shoulder", "elbow")
-    for folder in (run / "eyes", run / "robot", run / "robot" / "temporal_distance"):
+    execute("own_data", "sinks=[tensorboard]")
+    assert load_checkpoint("robot/checkpoint").spec.proprio_names == ("shoulder", "elbow")
+    for folder in map(Path, ("eyes", "robot", "robot/temporal_distance")):
         events = accumulator.EventAccumulator(str(folder / "tensorboard"))
         events.Reload()
         last = [row for row in read_metrics(folder) if row["kind"] == "train"][-1]
@@ -92,22 +85,26 @@ def test_data(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (written.step, written.value) == (last["step"], pytest.approx(last["loss"], rel=1e-6))
 
 
-def test_encoder(run: Path) -> None:
-    _execute("grid_encoder")
-    encoder = load_checkpoint(run / "grid" / "checkpoint").encoder
+def test_encoder(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute("grid_encoder")
+    assert Path("grid_plan/plan.png").is_file()
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import_module("grid_encoder")  # registers it
+    try:
+        encoder = load_checkpoint("grid/checkpoint").encoder
+    finally:
+        frozen_encoders.REGISTERED.pop("GridConfig")
+        sys.modules.pop("grid_encoder")
     assert (encoder.num_tokens, encoder.embed_dim) == (64, 6)
-    assert (run / "grid_plan" / "plan.png").is_file()
 
 
-def test_planner(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _execute("fifth_rule")
-    assert "success: True" in capsys.readouterr().out
+def test_planner(execute: Execute) -> None:
+    assert "success: True" in execute("fifth_rule")
 
 
-def test_objective(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _execute("stay_away")
+def test_objective(execute: Execute) -> None:
     (near, reached), (far, also) = (
-        [float(number) for number in re.findall(r"[\d.]+(?= m)", line)] for line in capsys.readouterr().out.splitlines()
+        [float(number) for number in re.findall(r"[\d.]+(?= m)", line)] for line in execute("stay_away").splitlines()
     )
     assert near < 0.05
     assert far > 0.1

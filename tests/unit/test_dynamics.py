@@ -249,7 +249,7 @@ def test_report_is_json_and_tables() -> None:
 
 
 def test_configs_refuse_nonsense() -> None:
-    with pytest.raises(ConfigError, match="compact, patch, got 'patches'"):
+    with pytest.raises(ConfigError, match="compact, patch, pixels, got 'patches'"):
         DynamicsConfig(latent="patches")
     with pytest.raises(ConfigError, match="rollout_steps must be >= 1, got 0"):
         DynamicsConfig(rollout_steps=0)

@@ -133,7 +133,7 @@ REPAIRED: dict[str, Any] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_healthy_run_is_called_healthy_all_along(seed: int) -> None:
     found = verdicts(VJEPAConfig(**SHARED, **REPAIRED), steps=400, seed=seed)
     assert {diagnosis.verdict for diagnosis in found} == {Verdict.HEALTHY}, [diagnosis.line for diagnosis in found]

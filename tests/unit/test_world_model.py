@@ -119,7 +119,7 @@ def test_spec_gives_flat_bounds() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"latent": "compct"}, "compact, patch, got 'compct'"),
+        ({"latent": "compct"}, "compact, patch, pixels, got 'compct'"),
         ({"action_block": 0}, "must be >= 1"),
         ({"action_low": (-1.0,)}, "action_dim=2"),
     ],

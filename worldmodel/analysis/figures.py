@@ -26,7 +26,7 @@ _HEALTH_PANELS = (
     (("health_positional_share",), "variance explained by place (share)"),
     (("health_temporal_share", "health_mover_temporal_share"), "variance within episodes (share)"),
     (("health_effective_rank",), "effective rank"),
-    (("health_drift",), "change since the last check (1 - CKA)"),
+    (("health_drift",), "change since the start (1 - CKA)"),
     (("health_channel_std",), "std of a channel"),
     (("health_target_known_share",), "targets known from place (share)"),
     (("health_target_std",), "std of a target channel"),

@@ -134,7 +134,7 @@ class Monitor:
         count = min(len(sampler), _HEALTH_CLIPS)
         self._clips = sampler.clips(np.linspace(0, len(sampler) - 1, count).astype(np.int64))
         self._moments = _moments(dataset, held_out, encoder)
-        self._features: Tensor | None = None
+        self._untrained = self._features()
         self.reference = reference_health(task, self._clips, self._moments)
 
     def __call__(self, step: int) -> dict[str, float | str]:
@@ -146,20 +146,18 @@ class Monitor:
         clips, moments = to_device(self._clips, device), to_device(self._moments, device)
         health = task_health(self._task, clips, moments, torch.Generator(device).manual_seed(0))
         diagnosis = diagnose(health, self.reference, done=step / self._steps)
-        numbers = health.to_dict("health_") | self._drift()
+        numbers = health.to_dict("health_") | {"health_drift": feature_drift(self._untrained, self._features())}
         if step == self._steps or (self._probe_every and step % self._probe_every == 0):
             numbers |= self._probes()
         finite: dict[str, float | str] = {name: value for name, value in numbers.items() if math.isfinite(value)}
         return {**finite, "status": diagnosis.verdict.value, "diagnosis": diagnosis.line}
 
-    def _drift(self) -> dict[str, float]:
-        """How far features have moved since the last check; the first of a run, also of a resumed one, has none."""
+    def _features(self) -> Tensor:
+        """Features (F, N, D) of frames of the held-out episodes."""
         encoder = self._task.result
         frames = self._moments.pixels[:, :: encoder.config.tubelet_size].to(next(encoder.parameters()).device)
         with torch.no_grad():
-            features = encoder.encode_frames(frames).flatten(0, 1).float().cpu()
-        before, self._features = self._features, features
-        return {} if before is None else {"health_drift": feature_drift(before, features)}
+            return encoder.encode_frames(frames).flatten(0, 1).float().cpu()
 
     def _probes(self) -> dict[str, float]:
         if not self._dataset.spec.privileged_names:  # recordings of which nothing else is known
