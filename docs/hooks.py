@@ -52,7 +52,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fill the parts of the navigation that follow from files."""
     api: list[Any] = ["api/index.md", *({name: f"api/{name}.md"} for name in API)]
     decisions: list[Any] = ["decisions/index.md", *({_title(path): f"decisions/{path.name}"} for path in _decisions())]
-    _fill(config.nav, {"API reference": api, "Decisions": decisions})
+    notebooks: list[Any] = [
+        {_title(path): f"notebooks/{path.name}"} for path in sorted((DOCS / "notebooks").glob("*.md"))
+    ]
+    _fill(config.nav, {"API reference": api, "Decisions": decisions, "Notebooks": notebooks})
     return config
 
 

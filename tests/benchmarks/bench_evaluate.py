@@ -13,9 +13,9 @@ import os
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +40,23 @@ TIMED = {
     "simulator: goal picture": (TabletopEnv, "render_goal"),
     "act (model and search)": (MPCAgent, "act"),
 }
-_seconds: dict[str, float] = defaultdict(float)
 
 
-def _timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+class Timed:
+    """A method that counts its own seconds, and stays the same one however often its agents reach a process."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.seconds = function, 0.0
+
+    def __get__(self, owner: object, kind: type) -> Callable[..., Any]:
+        return self if owner is None else partial(self, owner)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         try:
-            return function(*args, **kwargs)
+            return self.function(*args, **kwargs)
         finally:
-            _seconds[name] += time.perf_counter() - started
-
-    wrapper.is_timed = True  # type: ignore[attr-defined]
-    return wrapper
+            self.seconds += time.perf_counter() - started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +71,18 @@ class TimedAgents(ModelAgents):
 
     def build(self) -> MPCAgent:
         """Put the clocks in, once a process, and hand out an agent that writes them down when it is done."""
+        clocks = {}
         for name, (owner, method) in TIMED.items():
-            function = getattr(owner, method)
-            if not hasattr(function, "is_timed"):
-                setattr(owner, method, _timed(name, function))
+            found = getattr(owner, method)
+            clocks[name] = found if hasattr(found, "seconds") else Timed(found)
+            setattr(owner, method, clocks[name])
         agent = super().build()
         path = Path(self.notes) / f"{os.getpid()}.json"
-        agent.close = lambda: path.write_text(json.dumps(_seconds))  # type: ignore[attr-defined]
+
+        def note() -> None:
+            path.write_text(json.dumps({name: clock.seconds for name, clock in clocks.items()}), encoding="utf-8")
+
+        agent.close = note  # type: ignore[attr-defined]
         return agent
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def test_notebooks_are_committed_without_output(name: str) -> None:
     )
     assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells), "run nbstripout"
     assert all(len(cell.source.splitlines()) <= 10 for cell in code), "prose and calls only: put code into the library"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_rendered_copy_is_of_this_notebook(name: str) -> None:
+    """Made by docs/render_notebooks.py; a notebook that changed has to be rendered again."""
+    page = (FOLDER.parent / "docs" / "notebooks" / name).with_suffix(".md").read_text(encoding="utf-8")
+    place = 0
+    for cell in nbformat.read(FOLDER / name, as_version=4).cells:
+        text = cell.source.split("\n", 1)[1].strip() if cell.cell_type == "markdown" and cell.id == "0" else cell.source
+        place = page.index(text, place) + len(text)
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
+    assert pictures
+    assert all((FOLDER.parent / "docs" / "notebooks" / picture).is_file() for picture in pictures)
 
 
 def _run(name: str, folder: Path, wheel_path: Path, values: dict[str, object]) -> Any:
