@@ -215,7 +215,13 @@ def results_page() -> str:
         "[decision 11](decisions/0011-evidence.md) says what the rows are. "
         f"Hardware: {hardware}, unless a row says otherwise.\n"
     ]
-    makers = {"episodes": _episode_section, "cells": _cell_section, "speed": _speed_section}
+    makers = {
+        "episodes": _episode_section,
+        "cells": _cell_section,
+        "speed": _speed_section,
+        "counts": _count_section,
+        "profile": _profile_section,
+    }
     for section in records["section"]:
         body = makers[section.get("kind", "episodes")](section)
         parts.append(f"\n## {section['title']}\n\n{section['note']}\n\n{body}")
@@ -351,8 +357,51 @@ def _speed_section(section: Mapping[str, Any]) -> str:
     return _table((*head, "pytorch-mppi", "Minutes (ours)", "Hardware", "Date", "Command"), rows)
 
 
+def _count_section(section: Mapping[str, Any]) -> str:
+    """Rows of "so many of so many", found in the records by dotted paths."""
+    rows = []
+    for entry in section["record"]:
+        record = json.loads((RESULTS / entry["file"]).read_text(encoding="utf-8"))
+        right, total = (_value(record, entry[key]) for key in ("right", "of"))
+        rows.append(
+            [
+                f"[{entry['title']}](results/{entry['file']})",
+                f"{right} of {total}",
+                _share(right, total),
+                *(str(entry.get(key, section.get(key))) for key in ("minutes", "tasks")),
+                "as above",
+                str(section["date"]),
+                f"`{entry.get('command', section.get('command'))}`",
+            ]
+        )
+    return _table(("Row", "Right", "Share", "Minutes", "Tasks", "Hardware", "Date", "Command"), rows)
+
+
+def _profile_section(section: Mapping[str, Any]) -> str:
+    """Where the time of all workers went."""
+    (entry,) = section["record"]
+    record = json.loads((RESULTS / entry["file"]).read_text(encoding="utf-8"))
+    total = record["workers"] * record["seconds"]
+    rows = [[name, f"{seconds:.1f} s", f"{100 * seconds / total:.1f} %"] for name, seconds in record["spent_s"].items()]
+    made = (
+        f"[Record](results/{entry['file']}) of `{section['command']}`: {record['episodes']} episodes, "
+        f"{record['workers']} workers, {record['seconds'] / 60:.1f} minutes, {record['hardware']['processor']}, "
+        f"{section['date']}; {100 * record['share']:.1f} % in model and simulator.\n\n"
+    )
+    return made + _table(("Part", "All workers", "Share"), rows)
+
+
+def _value(record: Any, path: str) -> int:
+    for key in path.split("."):
+        record = record[int(key)] if isinstance(record, list) else record[key]
+    return int(record)
+
+
 def _rate(outcomes: Sequence[bool]) -> str:
-    count, total = sum(outcomes), len(outcomes)
+    return _share(sum(outcomes), len(outcomes))
+
+
+def _share(count: int, total: int) -> str:
     low, high = wilson_interval(count, total)
     return f"{100 * count / total:.3g} % [{100 * low:.0f}, {100 * high:.0f}]"
 

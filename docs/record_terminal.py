@@ -115,9 +115,15 @@ class Screen:
             elif code // 10 in (3, 9) and code % 10 < 8:
                 number = code % 10 + (8 if code >= 90 else 0)
             if number is not None:
-                self.colour = tuple(Color.from_ansi(number).get_truecolor())
+                self.colour = _readable(tuple(Color.from_ansi(number).get_truecolor()))
             elif code in (0, 39):
                 self.colour = _INK
+
+
+def _readable(colour: tuple[int, ...]) -> tuple[int, ...]:
+    """The colour, mixed with white where it is too dark for this paper, as terminals' own palettes do."""
+    share = max(0.0, 1 - max(colour) / 200)
+    return tuple(round(value + share * (255 - value)) for value in colour)
 
 
 def output(arguments: str) -> Iterator[str]:
@@ -160,7 +166,8 @@ def draw(shown: dict[str, tuple[Screen, list[str]]], path: Path) -> Path:
     """Draw the commands below each other: prompt, progress at half time (yellow), final screen."""
     rows: list[list[tuple[str, tuple[int, ...]]]] = []
     for arguments, (screen, half) in shown.items():
-        rows.append([(character, _PROMPT) for character in f"$ worldmodel {arguments}"[:COLUMNS]])
+        line = f"$ worldmodel {arguments}"
+        rows += [[(one, _PROMPT) for one in line[at : at + COLUMNS]] for at in range(0, len(line), COLUMNS)]
         rows += [[(character, _HALF) for character in line[:COLUMNS]] for line in half]
         rows += [line for line, text in zip(screen.lines, screen.text(), strict=True) if text]
         rows.append([])
