@@ -51,7 +51,7 @@ def test_the_rendered_copy_is_of_this_notebook(name: str) -> None:
     page = (FOLDER.parent / "docs" / "notebooks" / name).with_suffix(".md").read_text(encoding="utf-8")
     place = 0
     for cell in nbformat.read(FOLDER / name, as_version=4).cells:
-        text = cell.source.removesuffix(";")  # nbconvert leaves it out
+        text = cell.source
         if cell.id == "0":  # a line about the rendering follows the title
             text = text.split("\n", 1)[1].strip()
         place = page.index(text, place) + len(text)
