@@ -20,6 +20,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from worldmodel.evaluation.manifest import Manifest, load_manifest
+from worldmodel.evaluation.probe_results import ProbeResults, read_cells
 from worldmodel.evaluation.stats import difference_of, quantile, wilson_interval
 from worldmodel.evaluation.stored_baselines import stored_path
 from worldmodel.models.checkpoint import shipped_checkpoints
@@ -221,6 +222,8 @@ def results_page() -> str:
         "speed": _speed_section,
         "counts": _count_section,
         "profile": _profile_section,
+        "probe": _probe_section,
+        "efficiency": _efficiency_section,
     }
     for section in records["section"]:
         body = makers[section.get("kind", "episodes")](section)
@@ -389,6 +392,41 @@ def _profile_section(section: Mapping[str, Any]) -> str:
         f"{section['date']}; {100 * record['share']:.1f} % in model and simulator.\n\n"
     )
     return made + _table(("Part", "All workers", "Share"), rows)
+
+
+def _probe_section(section: Mapping[str, Any]) -> str:
+    """Scores of frozen encoders, computed anew from the cells."""
+    rows = [row for row in read_cells(RESULTS / section["folder"]) if row.cell.arm in section["arms"]]
+    results = ProbeResults(rows=rows, arms=section["arms"], candidate=section["arms"][0])
+    made = (
+        f"[{len(rows)} cells](results/{section['folder']}/) of `{section['command']}`, {section['date']}: mean ± "
+        "standard deviation over splits and [95 % interval] over splits and test episodes, in points of 100.\n\n"
+    )
+    return made + results.to_markdown()
+
+
+def _efficiency_section(section: Mapping[str, Any]) -> str:
+    """Ratios of pretrainings, task by task."""
+    (entry,) = section["record"]
+    record = json.loads((RESULTS / entry["file"]).read_text(encoding="utf-8"))
+    mine, theirs = record["candidate"], record["reference"]
+    ratios = {name: (found["score"], found["ratio"]) for name, found in record["tasks"].items()}
+    rows = [
+        [f"[{name}](results/{entry['file']})", f"{100 * score:.1f}", *map(_ratio, units.values())]
+        for name, (score, units) in ratios.items()
+    ]
+    if record["mean_ratio"] is not None:
+        rows.append(["geometric mean", "", *map(_ratio, record["mean_ratio"].values())])
+    made = f"`{section['command']}`, {section['date']}, {record['hardware']['processor']}.\n\n"
+    head = ("Task", "Best score both reach", *(f"{theirs} / {mine}, {unit}" for unit in ("clips", "FLOPs", "time")))
+    return made + _table(head, rows)
+
+
+def _ratio(found: Mapping[str, Any]) -> str:
+    if found["ratio"] is None or found["interval"] is None:
+        return "none: random weights read as much"
+    low, high = found["interval"]
+    return f"{found['ratio']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _value(record: Any, path: str) -> int:

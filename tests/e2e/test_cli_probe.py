@@ -269,6 +269,60 @@ def test_snapshots_of_a_pretraining_are_arms(
     assert {entry["arm"] for entry in json.loads(capsys.readouterr().out)["scores"]} == {"vjepa", "early"}
 
 
+@pytest.mark.usefixtures("few_draws")
+def test_efficiency_goes_on_where_it_stopped_and_shares_its_encoders(
+    data: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two pretrainings of 3 steps, probed after steps 1 and 3; then the few-shot table from the same encoders."""
+    place = tmp_path / "run"
+    sizes = [*argv(data, tmp_path, place)[3:], "tasks=[kind]", "labels=[1.0]", "splits=2"]
+    overrides = [item for item in PRETRAIN if not item.startswith(("target=", "fit.steps"))]
+    shared = [
+        *(
+            f"arms.{name}.pretrain=['target={target}']"
+            for name, target in (("vjepa", "ema_repaired"), ("pixels", "pixels"))
+        ),
+        *("arms.vjepa.seeds=2", "arms.pixels.seeds=2"),
+        f"pretrain={[*overrides, 'fit.steps=3', 'fit.eval_every=1']}",
+    ]
+    line = ["efficiency", f"data={data.path}", *sizes, *shared, "steps=[1]"]
+    assert main([*line, "max_minutes=0"]) == 2
+    assert "no finished cell yet" in capsys.readouterr().err
+    real = command.fit_probe
+    monkeypatch.setattr(command, "fit_probe", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(line) == 130
+    monkeypatch.setattr(command, "fit_probe", real)
+    capsys.readouterr()
+    assert main([*line, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["missing"] == []
+    assert set(record["step_cost"]) == {"vjepa", "pixels"}
+    assert all(cost["flops"] > 0 and cost["seconds"] > 0 for cost in record["step_cost"].values())
+    curve = record["tasks"]["kind"]["curves"]["vjepa"]
+    assert curve["steps"] == [0, 1, 3]
+    assert np.mean([score(place, f"kind-vjepa.1-100pct-s{split}") for split in (0, 1)]) == pytest.approx(
+        curve["mean"][1]
+    )
+    assert json.loads((place / "efficiency.json").read_text()) == record
+    assert (place / "efficiency.png").stat().st_size > 10_000
+    assert main(line) == 0
+    assert "pretraining of pixels over that of vjepa" in " ".join(capsys.readouterr().out.split())
+    with_encoders = [f"encoders={place / 'encoders'}", *sizes, *shared, *only("vjepa", "pixels"), "labels=[0.5]"]
+    begun = {path: path.stat().st_mtime_ns for path in (place / "encoders").rglob("*")}
+    assert main(["probe", f"data={data.path}", *with_encoders, f"run_dir={tmp_path / 'probe'}"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (place / "encoders").rglob("*")} == begun
+    for more, words in (
+        (["steps=[1,9]"], "keeps its encoder every 1 of 3 steps, not at step 9"),
+        (["steps=[2,1]"], "steps must be ascending"),
+        (["labels=[0.5,1.0]"], "at one share of the labels"),
+        (["reference=random"], "must be an arm that is pretrained here"),
+        (["untrained=pixels"], "must be an arm of random weights"),
+        (["reference=vjepa"], "are the same arm"),
+    ):
+        assert main([*line, *more]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_wrong_requests_are_refused_before_work_starts(
     data: EpisodeDataset, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,7 +346,8 @@ def test_a_dry_run_says_how_much_it_would_be(
     assert main([*line, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert plan["cells"] == 4 * 3 * 3 * 2
-    assert plan["probes_trained"] == plan["cells"] * 3
+    # two learning rates and the better one once more; `supervised` brings one of its own
+    assert plan["probes_trained"] == 2 * 24 * 3 + 24
     assert plan["pretrainings"] == []
     assert plan["teraflop_of_arms"]["supervised"] >= plan["teraflop_of_arms"]["vjepa"]
     assert plan["hours_without_pretraining"] >= 0

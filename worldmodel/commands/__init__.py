@@ -92,6 +92,25 @@ COMMANDS: dict[str, Command] = {
             "arms.pixels=null arms.pixels_finetuned=null arms.supervised=null splits=1",
         ),
     ),
+    "efficiency": Command(
+        summary="how much pretraining V-JEPA and pixels need before probes read equally much",
+        keys=(
+            ("data=FILE", "episode file; encoders are pretrained on it, clips and labels are made from it"),
+            ("steps=[50,400]", "pretraining steps whose encoders are probed, besides the last (fit.eval_every)"),
+            ("labels=[1.0]", "share of the labels; the other settings of clips, probes and arms are those of probe"),
+            ("splits=3", "random splits of the labels, each with pretrained encoders of its own"),
+            ("tasks=[kind,action]", "some of kind, action, pose, contact"),
+            ("max_minutes=N", "begin no cell after N minutes; the same command goes on later"),
+            (
+                "run_dir=FOLDER",
+                "finished cells in it are kept; worldmodel probe encoders=FOLDER/encoders shares encoders",
+            ),
+        ),
+        examples=(
+            "worldmodel efficiency data=outputs/push.h5 run_dir=outputs/efficiency",
+            "worldmodel efficiency data=outputs/push.h5 tasks=[pose] steps=[100,300] splits=1 clips=400 test_clips=100",
+        ),
+    ),
     "train": Command(
         summary="learn to predict what actions do, in the space of a frozen encoder",
         keys=(

@@ -232,6 +232,11 @@ def probe_frames(num_frames: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).permutation(num_frames)[:PROBE_FRAMES])
 
 
+def check_spacing(settings: Settings) -> int:
+    """Steps from one health check, and snapshot, to the next; there is one after the last step as well."""
+    return settings.fit.eval_every or max(1, settings.fit.steps // 20)
+
+
 def backgrounds(dataset: EpisodeDataset) -> Tensor:
     """(E, Y, X, 3) uint8 median frame of every episode: what does not move."""
     index = dataset.index
@@ -314,8 +319,7 @@ def _fit(
         seed=seed,
     )
     task = build_task(encoder, settings.target, background=background, teacher=teacher, seed=seed)
-    spacing = settings.fit.eval_every or max(1, settings.fit.steps // 20)
-    config = replace(settings.fit, run_dir=str(run.folder), eval_every=spacing)
+    config = replace(settings.fit, run_dir=str(run.folder), eval_every=check_spacing(settings))
     kept = run.folder / "snapshots" if settings.snapshots else None
     monitor = Monitor(dataset, held_out, task, settings, kept)
     with listening(settings.sinks, run.folder) as listener:

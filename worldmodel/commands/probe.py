@@ -53,11 +53,13 @@ class Settings(RunSettings, ClipChoice):
         candidate: Arm that is compared with every other one.
         overlap: For `contact`: least intersection over union of a detection that counts.
         head: Sizes of the probe.
-        fit: Sweep and optimisation, the same for every arm.
+        fit: Sweep and optimisation, the same for every arm that does not bring learning rates of its own.
         distractor: Drawn over every frame of every clip, and over the video of encoders that are pretrained here.
         pretrain: Overrides of `worldmodel pretrain` for every arm that is pretrained here.
         max_minutes: No new cell is begun after this many minutes; None runs all.
         cells: Folder of finished cells; None means `cells` in the run folder.
+        encoders: Folder of the encoders pretrained here, their runs in `pretrain` beside it; None means `encoders` in
+            the run folder. Another grid with the same pretraining may share it.
     """
 
     data: str
@@ -74,6 +76,7 @@ class Settings(RunSettings, ClipChoice):
     pretrain: list[str] = field(default_factory=list)
     max_minutes: float | None = None
     cells: str | None = None
+    encoders: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,8 +147,9 @@ class Evaluation:
     def __init__(self, settings: Settings, run: Run) -> None:
         self._settings, self._run = settings, run
         self._arms = parse_arms(settings.arms, settings.candidate)
-        self._encoders = ArmEncoders(self._arms, settings.pretraining, settings.data, run.folder / "encoders")
-        self._encoders.check()
+        folder = Path(settings.encoders) if settings.encoders is not None else run.folder / "encoders"
+        self.encoders = ArmEncoders(self._arms, settings.pretraining, settings.data, folder)
+        self.encoders.check()
         look = settings.distractor
         self._data = EpisodeDataset.open(settings.data, distractor=look)
         # the episodes of both files are numbered from 0, and must not share their streams
@@ -175,8 +179,8 @@ class Evaluation:
             "clips": asdict(settings.choice),
             "overlap": settings.overlap if cell.task == "contact" else None,
             "head": asdict(settings.head),
-            "fit": asdict(settings.fit),
-            "encoder": self._encoders.identity(cell.arm, cell.split),
+            "fit": asdict(self._arms[cell.arm].fit(settings.fit)),
+            "encoder": self.encoders.identity(cell.arm, cell.split),
         }
         found: dict[str, Any] = json.loads(json.dumps(facts))
         return found
@@ -192,6 +196,11 @@ class Evaluation:
         Raises:
             DataError: No cell is finished.
         """
+        self.fill()
+        return self._outcome()
+
+    def fill(self) -> None:
+        """Run the cells that are not there yet, as far as `max_minutes` allows."""
         begin, missing = time.perf_counter(), self.missing()
         run, limit = self._run, self._settings.max_minutes
         run.note(f"{len(self.cells)} cells, {len(self.cells) - len(missing)} of them done before")
@@ -203,7 +212,6 @@ class Evaluation:
             run.kept = f"finished cells are in {self.folder}; continue with the same command, run_dir={run.folder}"
             run.note(f"[{number}/{len(missing)}] {cell.name}, after {minutes:.0f} minutes")
             self.make(cell)
-        return self._outcome()
 
     def make(self, cell: ProbeCell) -> None:
         """Train and test one probe, and write its cell."""
@@ -224,7 +232,8 @@ class Evaluation:
             score=known.score,
         )
         with counted(cell.name, self._run.progress) as update:
-            found = fit_probe(problem, labelled, settings.head, settings.fit, seed=cell.split, progress=update)
+            fit = self._arms[cell.arm].fit(settings.fit)
+            found = fit_probe(problem, labelled, settings.head, fit, seed=cell.split, progress=update)
         seconds = time.perf_counter() - began
         rows = task.test_rows
         outputs = found.reader.predict(read.inputs, rows)
@@ -265,12 +274,12 @@ class Evaluation:
         return self._task
 
     def _read_of(self, cell: ProbeCell, task: ProbeTask) -> _Read:
-        key = (cell.task, cell.arm, self._encoders.seed(cell.arm, cell.split))
+        key = (cell.task, cell.arm, self.encoders.seed(cell.arm, cell.split))
         if self._read is None or self._read.key != key:
             self._read = None
-            self._encoders.ensure(cell.arm, cell.split, self._run)
+            self.encoders.ensure(cell.arm, cell.split, self._run)
             arm, device = self._arms[cell.arm], default_device()
-            encoder = self._encoders.build(cell.arm, cell.split).to(device)
+            encoder = self.encoders.build(cell.arm, cell.split).to(device)
             pixels = torch.from_numpy(task.pixels)
             if arm.still:
                 pixels = pixels[:, -1:].expand_as(pixels).contiguous()
@@ -282,10 +291,19 @@ class Evaluation:
             self._read = _Read(key=key, inputs=inputs, encoder=encoder)
         return self._read
 
-    def _outcome(self) -> Outcome:
+    def rows(self) -> list[ProbeRow]:
+        """Finished cells of the grid.
+
+        Raises:
+            DataError: There is none.
+        """
         rows = [row for row in read_cells(self.folder) if row.cell in set(self.cells)]
         if not rows:
             raise DataError(f"{self.folder} holds no finished cell yet; raise max_minutes")
+        return rows
+
+    def _outcome(self) -> Outcome:
+        rows = self.rows()
         results = ProbeResults(rows=rows, arms=list(self._arms), candidate=self._settings.candidate)
         missing = [cell.name for cell in self.missing()]
         record = {**results.to_json(), "folder": str(self.folder), "missing": missing}

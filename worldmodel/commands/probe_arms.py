@@ -14,6 +14,7 @@ from worldmodel.commands import pretrain
 from worldmodel.commands.run import Run
 from worldmodel.config import load
 from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.learning.probe_training import ProbeFitConfig
 from worldmodel.models.checkpoint import load_encoder, read_card, read_config, resolve_checkpoint
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.frozen_encoders import EncoderConfig, TimmEncoderConfig, build_encoder
@@ -37,6 +38,8 @@ class ProbeArm:
         finetune: Train the encoder along with the probe.
         still: Show only the last frame, repeated: what a picture without motion gives away.
         seeds: Pretrained encoders, numbered from 0; split s reads number s modulo seeds.
+        lr: Learning rates tried for this arm in place of `fit.lr`; an encoder that is trained needs smaller ones.
+        step: With `like`: that encoder as it was after so many steps of its pretraining here, instead of at its end.
     """
 
     encoder: str | None = None
@@ -49,6 +52,12 @@ class ProbeArm:
     finetune: bool = False
     still: bool = False
     seeds: int = 1
+    lr: list[float] | None = None
+    step: int | None = None
+
+    def fit(self, common: ProbeFitConfig) -> ProbeFitConfig:
+        """Optimisation of its probes."""
+        return common if self.lr is None else replace(common, lr=tuple(self.lr))
 
 
 def parse_arms(entries: Mapping[str, Any], candidate: str) -> dict[str, ProbeArm]:
@@ -88,6 +97,10 @@ def _check(name: str, arm: ProbeArm, arms: Mapping[str, ProbeArm]) -> None:
         raise ConfigError(f"arm {name}: like={arm.like} is no arm with an encoder of its own; arms: {', '.join(arms)}")
     if arm.fresh and arm.like is None and arm.timm is None:
         raise ConfigError(f"arm {name}: fresh=true needs like=ARM or timm=NAME, whose architecture it takes")
+    if arm.lr is not None:
+        arm.fit(ProbeFitConfig())
+    if arm.step is not None and (arm.like is None or arm.fresh or arms[arm.like].pretrain is None):
+        raise ConfigError(f"arm {name}: step={arm.step} needs like=ARM, an arm that is pretrained here")
     if arm.seeds < 1:
         raise ConfigError(f"arm {name}: seeds must be >= 1, got {arm.seeds}")
 
@@ -121,7 +134,7 @@ class ArmEncoders:
         if arm.fresh or self._arms[arm.like or name].timm is not None:
             encoder = build_encoder(self.config(name), seed=seed)
         else:
-            encoder = load_encoder(self._path(name, seed))
+            encoder = load_encoder(self._path(name, seed) if arm.step is None else self._snapshot(name, seed))
         return encoder.requires_grad_(False).eval()
 
     def config(self, name: str) -> EncoderConfig:
@@ -164,6 +177,8 @@ class ArmEncoders:
         place = self._folder.parent / "pretrain" / out.name
         place.mkdir(parents=True, exist_ok=True)
         settings = replace(self._settings(owner, self.seed(name, split)), out=str(partial))
+        if self._steps_of(owner):
+            settings.snapshots = True
         pretrain.run(settings, replace(run, folder=place))
         partial.replace(out)
 
@@ -177,6 +192,8 @@ class ArmEncoders:
         owner = arm.like or name
         source, seed = self._arms[owner], self.seed(name, split)
         facts: dict[str, Any] = {"fresh": arm.fresh, "finetune": arm.finetune, "still": arm.still, "seed": seed}
+        if arm.step is not None:
+            facts["step"] = arm.step
         if source.timm is not None:
             return {**facts, "timm": source.timm, "weights": source.weights, "input_size": source.input_size}
         if source.encoder is None:
@@ -197,9 +214,20 @@ class ArmEncoders:
             owner = arm.like or name
             for seed in range(self._arms[owner].seeds):
                 if self._is_pretrained_here(owner):
-                    self._settings(owner, seed)
+                    self._check_steps(owner, self._settings(owner, seed))
                 elif self._arms[owner].encoder is not None:
                     read_card(resolve_checkpoint(self._path(owner, seed)))
+
+    def settings(self, name: str, seed: int = 0) -> pretrain.Settings:
+        """What an arm that is pretrained here is pretrained with.
+
+        Raises:
+            ConfigError: It is not pretrained here, or an override is wrong.
+        """
+        owner = self._arms[name].like or name
+        if not self._is_pretrained_here(owner):
+            raise ConfigError(f"arm {name} is not pretrained here: give arms.{owner}.pretrain=[...]")
+        return self._settings(owner, seed)
 
     def pretrainings(self) -> list[str]:
         """Names of the encoders that are pretrained here and not there yet."""
@@ -217,6 +245,30 @@ class ArmEncoders:
 
     def _own_folder(self, owner: str, seed: int) -> Path:
         return self._folder / f"{owner}-s{seed}"
+
+    def _steps_of(self, owner: str) -> list[int]:
+        """Steps of a pretraining of which another arm wants the encoder."""
+        return sorted({arm.step for arm in self._arms.values() if arm.like == owner and arm.step is not None})
+
+    def _check_steps(self, owner: str, settings: pretrain.Settings) -> None:
+        spacing = pretrain.check_spacing(settings)
+        for step in self._steps_of(owner):
+            if not 0 < step <= settings.fit.steps or (step % spacing and step < settings.fit.steps):
+                raise ConfigError(
+                    f"{owner} keeps its encoder every {spacing} of {settings.fit.steps} steps, not at step {step}; "
+                    "choose other steps, or set fit.eval_every in `pretrain`"
+                )
+
+    def _snapshot(self, name: str, seed: int) -> Path:
+        arm = self._arms[name]
+        pretrained = f"{arm.like}-s{seed}"
+        path = self._folder.parent / "pretrain" / pretrained / "snapshots" / f"{arm.step:07d}"
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{path} is missing: {pretrained} was pretrained without keeping snapshots; "
+                f"remove {self._folder / pretrained} and the folder of its run to pretrain it again"
+            )
+        return path
 
     def _path(self, name: str, seed: int) -> Path:
         owner = self._arms[name].like or name

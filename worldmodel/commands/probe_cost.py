@@ -13,6 +13,7 @@ from worldmodel.commands.probe_arms import ArmEncoders, ProbeArm, default_device
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.evaluation.products import Products, matmul_flops
 from worldmodel.learning.attentive_probe import AttentiveProbe, clip_tokens, token_grid
+from worldmodel.learning.probe_training import ProbeFitConfig
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.frozen_encoders import build_encoder
 
@@ -29,7 +30,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     Pretraining is named, not counted. Hours are at half of this machine's best rate for one matrix product.
     """
     arms = parse_arms(settings.arms, settings.candidate)
-    folder = Path(settings.run_dir or "outputs/probe") / "encoders"
+    folder = Path(settings.encoders or Path(settings.run_dir or "outputs/probe") / "encoders")
     encoders = ArmEncoders(arms, settings.pretraining, settings.data, folder)
     flops: dict[str, float | None] = {}
     for name, arm in arms.items():
@@ -44,7 +45,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     rate = max(products.round() for _ in range(3))
     return {
         "cells": len(settings.cell_list()),
-        "probes_trained": len(settings.cell_list()) * (len(settings.fit.candidates) + 1),
+        "probes_trained": sum(_trainings(arms[cell.arm].fit(settings.fit)) for cell in settings.cell_list()),
         "pretrainings": encoders.pretrainings(),
         "teraflop": round(total / 1e12, 1),
         "teraflop_of_arms": {name: None if value is None else round(value / 1e12, 1) for name, value in flops.items()},
@@ -56,7 +57,7 @@ def plan(settings: Settings) -> dict[str, Any]:
 def _arm_flops(settings: Settings, arm: ProbeArm, encoder: Encoder) -> float:
     """Matrix products of all cells of an arm."""
     size, total = encoder.image_size, 0.0
-    passes, cells = _clip_passes(settings), settings.splits * len(settings.labels)
+    passes, cells = _clip_passes(settings, arm.fit(settings.fit)), settings.splits * len(settings.labels)
     encoded = (settings.clips + settings.test_clips) * (settings.splits if arm.fresh else arm.seeds)
     encodings: dict[int, int] = {}
     for task in settings.tasks:
@@ -82,9 +83,14 @@ def _arm_flops(settings: Settings, arm: ProbeArm, encoder: Encoder) -> float:
     return total
 
 
-def _clip_passes(settings: Settings) -> int:
+def _trainings(fit: ProbeFitConfig) -> int:
+    """Probes trained for one cell: every candidate, and the best once more; a single one is not judged."""
+    return len(fit.candidates) + 1 if len(fit.candidates) > 1 else 1
+
+
+def _clip_passes(settings: Settings, fit: ProbeFitConfig) -> int:
     """Clips that the probes of an arm see in training in one task, sweeps included."""
-    fit, passes = settings.fit, 0
+    passes = 0
     for share in settings.labels:
         labelled = max(2, round(share * settings.clips))
         runs = [(labelled, 1)]
