@@ -37,6 +37,7 @@ from worldmodel.learning.fit_config import FitConfig
 from worldmodel.learning.masked import MaskedTask
 from worldmodel.learning.targets import build_task
 from worldmodel.learning.teacher import TeacherConfig
+from worldmodel.models.vit import ViTConfig
 
 RECORD, FIGURE = "efficiency.json", "efficiency.png"
 _ROUNDS, _ROUND_STEPS = 5, 3
@@ -151,6 +152,8 @@ class _Training:
     def __init__(self, name: str, settings: pretrain.Settings) -> None:
         if isinstance(settings.target, TeacherConfig):
             raise ConfigError(f"arm {name}: target=teacher has two stages, whose steps do not compare")
+        if not isinstance(settings.encoder, ViTConfig):
+            raise ConfigError(f"arm {name}: only encoder=vit is pretrained here")
         self._settings = settings
         dataset = EpisodeDataset.open(settings.data, distractor=settings.distractor)
         self._dataset = dataset
