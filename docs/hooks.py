@@ -399,7 +399,7 @@ def _probe_section(section: Mapping[str, Any]) -> str:
     rows = [row for row in read_cells(RESULTS / section["folder"]) if row.cell.arm in section["arms"]]
     results = ProbeResults(rows=rows, arms=section["arms"], candidate=section["arms"][0])
     made = (
-        f"[{len(rows)} cells](results/{section['folder']}/) of `{section['command']}`, {section['date']}: mean ± "
+        f"{len(rows)} cells in `docs/results/{section['folder']}`, `{section['command']}`, {section['date']}: mean ± "
         "standard deviation over splits and [95 % interval] over splits and test episodes, in points of 100.\n\n"
     )
     return made + results.to_markdown()

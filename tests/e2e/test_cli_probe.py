@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from worldmodel.cli import main
+from worldmodel.commands import efficiency
 from worldmodel.commands import probe as command
 from worldmodel.data.distractor import DistractorConfig
 from worldmodel.data.episodes import Episode, EpisodeDataset, EpisodeSpec, write_episodes
@@ -289,6 +290,7 @@ def test_efficiency_goes_on_where_it_stopped_and_shares_its_encoders(
     assert main([*line, "max_minutes=0"]) == 2
     assert "no finished cell yet" in capsys.readouterr().err
     real = command.fit_probe
+    monkeypatch.setattr(efficiency, "_ROUNDS", 1)
     monkeypatch.setattr(command, "fit_probe", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(line) == 130
     monkeypatch.setattr(command, "fit_probe", real)

@@ -88,7 +88,8 @@ def test_every_command_has_settings_a_preset_and_help(command: str) -> None:
 @pytest.mark.parametrize("preset", presets())
 def test_every_preset_composes_and_builds(preset: str) -> None:
     """Commands with their mandatory values, group options through a command that has the group."""
-    mandatory = {name: ["data=x.h5"] for name in ("inspect", "pretrain", "probe", "train", "posttrain", "baselines")}
+    data = ("inspect", "pretrain", "probe", "efficiency", "train", "posttrain", "baselines")
+    mandatory = {name: ["data=x.h5"] for name in data}
     mandatory |= {"replay": ["plans=x"], "explain": ["run=x"], "convert": ["path=x", "out=y"]}
     group, _, option = preset.rpartition("/")
     if not group:

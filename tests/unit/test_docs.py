@@ -76,8 +76,14 @@ def test_results_are_computed_from_records(hooks: ModuleType) -> None:
     assert "-12 [-23, -1], p 0.05" in row
     assert "76d40ca4dfb2" in row
     tables = [line for line in page.splitlines() if line.startswith("|")]
-    heads = {line.count(" | ") for line in tables if line.startswith(("| Row", "| Model", "| Part"))}
-    assert all(re.sub(r"`[^`]*`", "", line).count(" | ") in heads for line in tables if not line.startswith("| ---"))
+    heads = {
+        line.count(" | ") for line in tables if line.startswith(("| Row", "| Model", "| Part", "| Task", "| encoder"))
+    }
+    rows = [line for line in tables if not line.startswith(("| ---", "|---"))]
+    assert all(re.sub(r"`[^`]*`", "", line).count(" | ") in heads for line in rows)
+    assert "59.6 ± 1.2 [58, 61]" in page  # V-JEPA, pose, all labels: computed from the cells
+    assert "none: random weights read as much" in page
+    assert "| [pose](results/probe/efficiency.json) | 52.5 | 3.17 [0.92, 3.55] |" in page
     assert "without a description" not in page
 
 

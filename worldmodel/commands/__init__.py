@@ -91,6 +91,7 @@ COMMANDS: dict[str, Command] = {
             "worldmodel probe data=outputs/push.h5 arms.vjepa.encoder=shipped tasks=[pose] clips=200 test_clips=100 "
             "arms.pixels=null arms.pixels_finetuned=null arms.supervised=null splits=1",
         ),
+        groups=("grid",),
     ),
     "efficiency": Command(
         summary="how much pretraining V-JEPA and pixels need before probes read equally much",
@@ -110,6 +111,7 @@ COMMANDS: dict[str, Command] = {
             "worldmodel efficiency data=outputs/push.h5 run_dir=outputs/efficiency",
             "worldmodel efficiency data=outputs/push.h5 tasks=[pose] steps=[100,300] splits=1 clips=400 test_clips=100",
         ),
+        groups=("grid",),
     ),
     "train": Command(
         summary="learn to predict what actions do, in the space of a frozen encoder",

@@ -72,7 +72,7 @@ class StepRatio:
         candidate_steps: Steps after which the candidate reads it, interpolated between snapshots.
         reference_steps: The same of the reference.
         ratio: Of the two; None where random weights read as much, and there is nothing to be learned.
-        interval: Its 95 % interval over seeds and test episodes; None where no draw has a ratio.
+        interval: Its 95 % interval over seeds and test episodes, of the draws that have a ratio; None without a ratio.
         draws: (draws,) of the interval; NaN without one.
     """
 
@@ -129,7 +129,7 @@ def step_ratio(candidate: TrainingCurve, reference: TrainingCurve) -> StepRatio:
         candidate_steps=None if np.isnan(mine) else mine,
         reference_steps=None if np.isnan(theirs) else theirs,
         ratio=None if np.isnan(ratio) else ratio,
-        interval=interval_of(draws),
+        interval=None if np.isnan(ratio) else interval_of(draws),
         draws=draws,
     )
 
