@@ -402,7 +402,26 @@ def _probe_section(section: Mapping[str, Any]) -> str:
         f"{len(rows)} cells in `docs/results/{section['folder']}`, `{section['command']}`, {section['date']}: mean ± "
         "standard deviation over splits and [95 % interval] over splits and test episodes, in points of 100.\n\n"
     )
-    return made + results.to_markdown()
+    return made + results.to_markdown() + (_drop_table(section, results) if "plain" in section else "")
+
+
+def _drop_table(section: Mapping[str, Any], harder: ProbeResults) -> str:
+    """What every arm loses against the plain clips of the same splits."""
+    rows = read_cells(RESULTS / section["plain"])
+    plain = ProbeResults(rows=rows, arms=harder.arms, candidate=harder.candidate)
+    body = [
+        [task, *(_points(plain.drop(harder, task, arm, share)) for arm in harder.arms)]
+        for task in harder.tasks
+        for share in harder.shares
+    ]
+    return "\nWhat is lost against the plain clips, in points.\n\n" + _table(("Task", *harder.arms), body)
+
+
+def _points(found: tuple[float, tuple[float, float]] | None) -> str:
+    if found is None:
+        return "-"
+    value, (low, high) = found
+    return f"{round(100 * value)} [{round(100 * low)}, {round(100 * high)}]"
 
 
 def _efficiency_section(section: Mapping[str, Any]) -> str:

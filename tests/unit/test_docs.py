@@ -82,6 +82,7 @@ def test_results_are_computed_from_records(hooks: ModuleType) -> None:
     rows = [line for line in tables if not line.startswith(("| ---", "|---"))]
     assert all(re.sub(r"`[^`]*`", "", line).count(" | ") in heads for line in rows)
     assert "59.6 ± 1.2 [58, 61]" in page  # V-JEPA, pose, all labels: computed from the cells
+    assert "| pose | 17 [15, 19] | 7 [-5, 14] | 11 [7, 16] |" in page  # lost under the distractor
     assert "none: random weights read as much" in page
     assert "| [pose](results/probe/efficiency.json) | 52.5 | 3.17 [0.92, 3.55] |" in page
     assert "without a description" not in page

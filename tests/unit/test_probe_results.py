@@ -16,6 +16,7 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.clip_labels import POSES
 from worldmodel.evaluation.probe_results import ProbeCell, ProbeResults, ProbeRow, read_cells, split_interval
 from worldmodel.evaluation.probe_tasks import ActionTask, ContactTask, PoseTask, corners
+from worldmodel.learning.probe_training import ProbeFitConfig
 
 NOISE = np.random.default_rng(0).normal(0, 0.01, 200)
 
@@ -57,6 +58,31 @@ def test_mean_spread_and_interval_of_a_place() -> None:
     single = RESULTS.summary("action", "ours", 1.0)
     assert single is not None
     assert single.std is None
+
+
+def test_what_is_lost_on_harder_clips_is_paired_too() -> None:
+    harder = ProbeResults(
+        rows=[row("ours", split, score) for split, score in enumerate((0.40, 0.42, 0.44))],
+        arms=("ours", "theirs"),
+        candidate="ours",
+    )
+    found = RESULTS.drop(harder, "action", "ours", 0.1)
+    assert found is not None
+    assert found[0] == pytest.approx(0.20)
+    assert found[1] == pytest.approx((0.20, 0.20))
+    assert RESULTS.drop(harder, "action", "theirs", 0.1) is None
+    assert RESULTS.drop(harder, "action", "absent", 0.1) is None
+
+
+def test_an_arm_may_bring_learning_rates_and_ask_for_a_snapshot() -> None:
+    pretrained = {"pretrain": ["target=pixels"]}
+    arms = parse_arms({"a": pretrained, "b": {"like": "a", "step": 5, "lr": [1e-4]}}, "a")
+    common = ProbeFitConfig(lr=(1e-2, 1e-3))
+    assert arms["a"].fit(common) is common
+    assert arms["b"].fit(common).lr == (1e-4,)
+    for wrong in ({"like": "a", "lr": []}, {"encoder": "x", "step": 5}, {"like": "a", "fresh": True, "step": 5}):
+        with pytest.raises(ConfigError, match=r"lr must list|step=5 needs like=ARM"):
+            parse_arms({"a": pretrained, "b": wrong}, "a")
 
 
 def test_contrasts_are_paired_by_sample_and_split() -> None:

@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,6 @@ class Settings(probe.Settings):
     untrained: str = "random"
     steps: tuple[int, ...] = (50, 100, 200, 400)
     labels: tuple[float, ...] = (1.0,)
-    arms: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldmodel.errors import DataError
+from worldmodel.evaluation.probe_results import split_means
 from worldmodel.evaluation.stats import Interval
 
 Floats = NDArray[np.float64]
-_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +49,12 @@ class TrainingCurve:
 
     def intervals(self) -> list[Interval]:
         """95 % of each mean, over seeds and test episodes."""
-        sampled = self.resampled(_seed_choices(len(self.scores), self.draws.shape[2]))
-        low, high = np.nanquantile(sampled, [0.025, 0.975], axis=0)
+        low, high = np.nanquantile(self.resampled(), [0.025, 0.975], axis=0)
         return list(zip(low.tolist(), high.tolist(), strict=True))
 
-    def resampled(self, chosen: NDArray[np.int64]) -> Floats:
-        """(draws, P) means over the seeds of every draw.
-
-        Args:
-            chosen: (draws, seeds) seeds of every draw.
-        """
-        by_draw = self.draws.transpose(2, 0, 1)  # (draws, seeds, P)
-        return np.asarray(np.take_along_axis(by_draw, chosen[:, :, None], axis=1).mean(axis=1))
+    def resampled(self) -> Floats:
+        """(draws, P) means over the seeds of every draw, the same seeds for curves with as many."""
+        return np.stack([split_means(self.draws[:, place]) for place in range(len(self.steps))], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +110,10 @@ def step_ratio(candidate: TrainingCurve, reference: TrainingCurve) -> StepRatio:
     if candidate.draws.shape[0] != reference.draws.shape[0] or candidate.draws.shape[2] != reference.draws.shape[2]:
         raise DataError("both curves need the same seeds and bootstrap samples")
     score, mine, theirs = _both(candidate, reference, candidate.mean, reference.mean)
-    chosen = _seed_choices(len(candidate.scores), candidate.draws.shape[2])
-    draws = np.array(
-        [
-            _divide(*_both(candidate, reference, ours, others)[1:])
-            for ours, others in zip(candidate.resampled(chosen), reference.resampled(chosen), strict=True)
-        ]
-    )
-    ratio = _divide(mine, theirs)
+    pairs = zip(candidate.resampled(), reference.resampled(), strict=True)
+    found = np.array([_both(candidate, reference, ours, others)[1:] for ours, others in pairs])
+    draws = found[:, 1] / found[:, 0]
+    ratio = theirs / mine
     return StepRatio(
         score=score,
         candidate_steps=None if np.isnan(mine) else mine,
@@ -188,11 +178,3 @@ def _both(
         steps_to_reach(candidate.steps, ours, score),
         steps_to_reach(reference.steps, others, score),
     )
-
-
-def _divide(candidate_steps: float, reference_steps: float) -> float:
-    return reference_steps / candidate_steps
-
-
-def _seed_choices(seeds: int, draws: int) -> NDArray[np.int64]:
-    return np.random.default_rng(_SEED).integers(seeds, size=(draws, seeds))

@@ -198,20 +198,33 @@ class ProbeResults:
                     if arm == self.candidate or not common:
                         continue
                     ours, theirs = [mine[split] for split in common], [other[split] for split in common]
-                    low, high = split_interval(_draws(ours) - _draws(theirs))
+                    difference, (low, high) = _difference(ours, theirs)
                     found.append(
                         {
                             "task": task,
                             "labels": share,
                             "against": arm,
-                            "difference": float(np.mean([row.score for row in ours]))
-                            - float(np.mean([row.score for row in theirs])),
+                            "difference": difference,
                             "interval": [low, high],
                             "splits": len(common),
                             "shown": "better" if low > 0 else "worse" if high < 0 else "no difference shown",
                         }
                     )
         return found
+
+    def drop(self, harder: ProbeResults, task: str, arm: str, share: float) -> tuple[float, Interval] | None:
+        """How much an arm loses on harder clips of the same labels, with its interval; None unless both have it.
+
+        Args:
+            harder: The same grid on other looks of the same test clips, with the same splits.
+            task: Task.
+            arm: Arm.
+            share: Share of the labels.
+        """
+        plain, other = self.of(task, arm, share), harder.of(task, arm, share)
+        if not plain or [row.cell.split for row in plain] != [row.cell.split for row in other]:
+            return None
+        return _difference(plain, other)
 
     def to_json(self) -> dict[str, Any]:
         """The machine-readable record: every mean, every contrast, every cell without its bootstrap."""
@@ -288,14 +301,25 @@ def split_interval(draws: NDArray[np.float64]) -> Interval:
     Raises:
         DataError: No draw has a score.
     """
-    splits, count = draws.shape
-    chosen = np.random.default_rng(_SEED).integers(splits, size=(count, splits))
-    means = draws.T[np.arange(count)[:, None], chosen].mean(axis=1)
+    means = split_means(draws)
     means = means[np.isfinite(means)]
     if not len(means):
         raise DataError("no bootstrap sample of the test clips has a score; test on more clips")
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def split_means(draws: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(draws,) means over the splits drawn again in every draw, from scores (splits, draws)."""
+    splits, count = draws.shape
+    chosen = np.random.default_rng(_SEED).integers(splits, size=(count, splits))
+    return np.asarray(draws.T[np.arange(count)[:, None], chosen].mean(axis=1))
+
+
+def _difference(ours: Sequence[ProbeRow], theirs: Sequence[ProbeRow]) -> tuple[float, Interval]:
+    """Mean difference of the same splits, and its interval."""
+    scores = [float(np.mean([row.score for row in rows])) for rows in (ours, theirs)]
+    return scores[0] - scores[1], split_interval(_draws(ours) - _draws(theirs))
 
 
 def _draws(rows: Sequence[ProbeRow]) -> NDArray[np.float64]:
