@@ -126,6 +126,28 @@ def test_encoding_a_few_episodes_gives_what_the_cache_gives(
     }
 
 
+def test_actions_are_guessed_for_the_episodes_that_do_not_count_as_labelled(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guessing = ["validation_fraction=0.25", "labelled_episodes=2", "pseudo_labels.steps=4", "cache_dir=features"]
+    assert main(["train", f"data={data}", *TINY, *guessing, "run_dir=run", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    training = read_card(tmp_path / "run" / "checkpoint")["training"]
+    assert training["labelled_episodes"] == 2
+    for name in ("guessed_action_r2", "guessed_proprio_r2"):
+        assert metrics[name] == training["metrics"][name] <= 1
+    settings = load("train", [f"data={data}", *TINY, *guessing, "out=policy"]).settings
+    record = train.clone(settings, Run(folder=tmp_path / "policy_run", console=Console(quiet=True), progress=False))
+    assert record.record["metrics"]["guessed_action_r2"] == metrics["guessed_action_r2"]  # video pretraining's use
+    for bad, message in (
+        (["labelled_episodes=null"], "it needs labelled_episodes=N"),
+        (["labelled_episodes=3"], "there is nothing to guess"),
+        ([*END_TO_END], "frozen=true"),
+    ):
+        assert main(["train", f"data={data}", *TINY, *guessing, *bad, "run_dir=bad"]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_baselines_learn_from_the_models_data_and_stand_beside_it_from_then_on(
     data: Path, small_manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from worldmodel.commands.run import Run
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation import baselines
 from worldmodel.evaluation.low_label import read_rows
+from worldmodel.evaluation.manifest import load_manifest
 
 ENCODER = ["encoder.embed_dim=48", "encoder.depth=1", "encoder.num_heads=2", "encoder.num_frames=4"]
 CONFIG = LowLabelConfig(
@@ -127,6 +128,22 @@ def test_every_arm_takes_the_recipe_that_is_best_for_it(
     chosen = {row.cell.arm: row for row in read_rows(grid.folder)}
     assert {name: row.variant for name, row in chosen.items()} == {"random_vit": "fast", "end_to_end": "slow"}
     assert "lr=1e-2" in chosen["random_vit"].commands["train"]
+
+
+def test_an_arm_may_be_run_at_some_numbers_of_labels_only(data: Path, tmp_path: Path) -> None:
+    arms = {"random_vit": {"train": []}, "guessed": {"labels": [3], "seeds": 2}}
+    config = replace(CONFIG, arms=arms, candidate="random_vit", labels=(3, None))
+    names = [cell.name for cell in comparison(config, data, tmp_path / "run").cells]
+    assert names == ["random_vit-3-s0", "guessed-3-s0", "guessed-3-s1", "random_vit-all-s0"]
+
+
+def test_tasks_and_floors_are_the_shipped_ones(data: Path, tmp_path: Path) -> None:
+    shipped = load_manifest("push")
+    grid = comparison(replace(CONFIG, episodes=len(shipped)), data, tmp_path / "run")
+    assert grid.floors() == {name: [row.held for row in found.rows] for name, found in shipped.baselines.items()}
+    kept = Path(__file__).parents[2] / "docs" / "results" / "low_label" / "cells" / "ema_repaired-200-s0.json"
+    for look, tasks in json.loads(kept.read_text())["manifests"].items():  # recorded on another machine
+        assert load_manifest(grid._manifest(look)).hash == tasks
 
 
 def test_a_wrong_override_is_found_before_anything_runs(data: Path, tmp_path: Path) -> None:

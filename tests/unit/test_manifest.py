@@ -68,6 +68,8 @@ def test_new_colours_change_the_look_and_nothing_else(env: PushEnv, manifest: Ma
     recoloured = build_manifest(env, episodes=4, seed=3, looks="new_colours")
     assert recoloured.seeds == manifest.seeds
     assert recoloured.hash != manifest.hash
+    assert manifest.with_looks("new_colours").hash == recoloured.hash
+    assert recoloured.with_looks("trained").hash == manifest.hash
     looks = [task.appearance for task in recoloured.tasks]
     assert len({look.object_rgb for look in looks}) == 4
     trained = Appearance()

@@ -22,11 +22,11 @@ from worldmodel.commands import evaluate, pretrain, train
 from worldmodel.commands.run import Outcome, Run
 from worldmodel.commands.train import PretrainedEncoder
 from worldmodel.config import load
-from worldmodel.envs import make_env
+from worldmodel.envs import ENV_IDS, make_env, resolve_env_id
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.evaluation.baselines import ManifestConfig, make_manifest
+from worldmodel.evaluation.baselines import ManifestConfig, OracleAgents, make_manifest
 from worldmodel.evaluation.low_label import Cell, Results, Row, read_rows
-from worldmodel.evaluation.manifest import LOOKS, build_manifest, load_manifest
+from worldmodel.evaluation.manifest import LOOKS, Manifest, build_manifest, load_manifest
 
 FIGURE, RECORD = "low_label.png", "low_label.json"
 ORACLE = ManifestConfig().oracle
@@ -44,6 +44,7 @@ class Arm:
         like: Arm whose pretrained encoder this one uses instead of its own.
         clone: Clone behaviour on the frozen features instead of learning dynamics to plan with.
         seeds: Training seeds, which also draw the labelled episodes: 0, 1, ...
+        labels: Numbers of labelled episodes it is run at, of those of the grid; None means all of them.
     """
 
     pretrain: list[str] | None = None
@@ -51,6 +52,7 @@ class Arm:
     like: str | None = None
     clone: bool = False
     seeds: int = 1
+    labels: list[int | None] | None = None
 
 
 @dataclass(kw_only=True)
@@ -147,7 +149,7 @@ class Comparison:
             for labels in config.labels
             for seed in range(max(arm.seeds for arm in self._arms.values()))  # every arm once before one twice
             for name, arm in self._arms.items()
-            if seed < arm.seeds
+            if seed < arm.seeds and (arm.labels is None or labels in arm.labels)
         ]
 
     def run(self) -> Outcome:
@@ -317,35 +319,52 @@ class Comparison:
     def _manifest(self, name: str) -> Path:
         """Tasks by the name of their look, or those for validation; made when missing.
 
-        Random, no-op and oracle agents see no picture: they run on the first look and stand beside every one.
+        Random, no-op and oracle agents see no picture: what they did on one look stands beside every one.
         """
-        config, path = self._config, self._run.folder / "manifests" / f"{name}.json.gz"
+        path = self._run.folder / "manifests" / f"{name}.json.gz"
         if path.is_file():
             return path
-        if name == config.looks[0]:
-            self._run.note(f"random, no-op and oracle agents on {config.episodes} tasks of {config.env}")
-            wanted = ManifestConfig(
-                env=config.env,
-                episodes=config.episodes,
-                looks=name,
-                workers=self._workers,
-                out=str(path),
-                run_dir=str(self._run.folder / "manifests"),
-                oracle=ORACLE,
-            )
-            make_manifest(wanted, progress=self._run.progress)
-            return path
-        env = make_env(config.env, render=False)
-        try:
-            if name == _VALIDATION:
-                manifest = build_manifest(env, episodes=config.validation_episodes, split="validation")
-            else:
-                manifest = build_manifest(env, episodes=config.episodes, looks=name)
-                manifest = manifest.with_baselines(load_manifest(self._manifest(config.looks[0])).baselines)
-        finally:
-            env.close()
-        manifest.save(path)
+        if name == _VALIDATION:
+            env = make_env(self._config.env, render=False)
+            try:
+                build_manifest(env, episodes=self._config.validation_episodes, split="validation").save(path)
+            finally:
+                env.close()
+        elif (shipped := self._shipped()) is not None:
+            shipped.with_looks(name).save(path)
+        elif name == self._config.looks[0]:
+            self._run_floors(name, path)
+        else:
+            load_manifest(self._manifest(self._config.looks[0])).with_looks(name).save(path)
         return path
+
+    def _shipped(self) -> Manifest | None:
+        """The shipped tasks if there are as many as asked for, with an oracle of the budget of this comparison.
+
+        They are the same on every machine; tasks that are drawn again may differ in the last bit of a coordinate.
+        """
+        env_id = resolve_env_id(self._config.env)
+        if env_id not in ENV_IDS.values():
+            return None
+        shipped = load_manifest(env_id)
+        oracle = OracleAgents(env=env_id, planner=ORACLE, action_block=ManifestConfig().oracle_action_block)
+        is_same = len(shipped) == self._config.episodes and shipped.baselines["oracle"].budget == oracle.identity()
+        return shipped if is_same else None
+
+    def _run_floors(self, look: str, path: Path) -> None:
+        """Draw the tasks and run what they are compared with."""
+        config = self._config
+        self._run.note(f"random, no-op and oracle agents on {config.episodes} tasks of {config.env}")
+        wanted = ManifestConfig(
+            env=config.env,
+            episodes=config.episodes,
+            looks=look,
+            workers=self._workers,
+            out=str(path),
+            run_dir=str(self._run.folder / "manifests"),
+            oracle=ORACLE,
+        )
+        make_manifest(wanted, progress=self._run.progress)
 
 
 def figure_of(results: Results) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from worldmodel.learning.features import FrameStore, cached_features, encode_all
 from worldmodel.learning.fit import FitReport, fit
 from worldmodel.learning.frames import FrameTask
 from worldmodel.learning.open_loop import OpenLoopReport, open_loop_report
+from worldmodel.learning.pseudo_labels import PseudoLabelConfig, pseudo_label
 from worldmodel.learning.temporal_distance import (
     PairSampler,
     TemporalDistanceTask,
@@ -70,6 +72,8 @@ class Settings(RunSettings, DynamicsConfig):
             weights, timm's, or raw patches).
         labelled_episodes: Training episodes whose actions are used, drawn by the seed; a smaller number gives a subset
             of a larger one's. None uses all.
+        pseudo_labels: How the actions of the other training episodes are guessed from their video, so that the dynamics
+            are learned on all of them; without steps (the default) they are left out.
         cache_dir: Folder of cached features, shared between runs.
         out: Folder of the checkpoint; None means `checkpoint` in the run folder.
         eval_every: Steps between validations; 0 leaves only the one at the end.
@@ -83,6 +87,7 @@ class Settings(RunSettings, DynamicsConfig):
     data: str
     encoder: PretrainedEncoder | OfficialEncoderConfig | EncoderConfig = field(default_factory=PretrainedEncoder)
     labelled_episodes: int | None = None
+    pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     cache_dir: str = "outputs/features"
     out: str | None = None
     eval_every: int = 500
@@ -92,15 +97,30 @@ class Settings(RunSettings, DynamicsConfig):
     encoder_dtype: str = "float32"
     sinks: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.is_guessing and (self.labelled_episodes is None or not self.frozen):
+            raise ConfigError(
+                "pseudo_labels.steps > 0 guesses the actions of episodes that count as unlabelled, from the features "
+                f"of a frozen encoder: it needs labelled_episodes=N and frozen=true, got {self.labelled_episodes} and "
+                f"frozen={str(self.frozen).lower()}"
+            )
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether unlabelled episodes get guessed actions."""
+        return self.pseudo_labels.steps > 0
+
 
 @dataclass(kw_only=True)
 class _Material:
-    """What the training works on."""
+    """What the training works on; `guesses` says how good guessed labels are, where there are any."""
 
     encoder: Encoder
     store: FrameStore
     train_ids: NDArray[np.int64]
     val_ids: NDArray[np.int64]
+    guesses: dict[str, float] = field(default_factory=dict)
 
     @property
     def measured(self) -> FrameStore:
@@ -129,13 +149,14 @@ def run(settings: Settings, run: Run) -> Outcome:
     task.cpu()
     model = task.world_model(material.encoder.cpu() if settings.frozen else None, distance)
     out = Path(settings.out) if settings.out is not None else run.folder / "checkpoint"
-    save_checkpoint(out, model, card_of(settings, dataset, report, open_loop), encoder_dtype=settings.encoder_dtype)
+    card = card_of(settings, dataset, report, open_loop, material.guesses)
+    save_checkpoint(out, model, card, encoder_dtype=settings.encoder_dtype)
     (run.folder / "open_loop.json").write_text(open_loop.to_json() + "\n", encoding="utf-8")
     record = {
         "checkpoint": str(out),
         "steps": report.step,
         "minutes": round(report.seconds / 60, 2),
-        "metrics": numbers_of(report),
+        "metrics": {**numbers_of(report), **material.guesses},
         "open_loop": asdict(open_loop),
     }
     return Outcome(record=record, report=(*open_loop.tables(), f"checkpoint: {out}"))
@@ -173,12 +194,13 @@ def clone(settings: Settings, run: Run) -> Outcome:
         progress=run.progress,
     )
     out = Path(settings.out) if settings.out is not None else run.folder / "checkpoint"
-    save_policy(out, policy, card_of(settings, dataset, report, None), encoder_dtype=settings.encoder_dtype)
+    card = card_of(settings, dataset, report, None, material.guesses)
+    save_policy(out, policy, card, encoder_dtype=settings.encoder_dtype)
     record = {
         "checkpoint": str(out),
         "steps": report.step,
         "minutes": round(report.seconds / 60, 2),
-        "metrics": numbers_of(report),
+        "metrics": {**numbers_of(report), **material.guesses},
     }
     return Outcome(record=record, report=(f"checkpoint: {out}",))
 
@@ -228,7 +250,11 @@ def retap(encoder: Encoder, taps: tuple[int, ...]) -> Encoder:
 
 
 def card_of(
-    settings: Settings, dataset: EpisodeDataset, report: FitReport, open_loop: OpenLoopReport | None
+    settings: Settings,
+    dataset: EpisodeDataset,
+    report: FitReport,
+    open_loop: OpenLoopReport | None,
+    guesses: Mapping[str, float],
 ) -> dict[str, Any]:
     """Facts that travel with the checkpoint; a policy has no open-loop report."""
     return {
@@ -237,26 +263,33 @@ def card_of(
         "env_ids": list(dataset.env_ids),
         "encoder": asdict(settings.encoder),
         "frozen": settings.frozen,
+        "labelled_episodes": settings.labelled_episodes,
         "steps": report.step,
         "minutes": round(report.seconds / 60, 2),
         "seed": settings.seed,
         "hardware": hardware_facts(),
-        "metrics": {**numbers_of(report), **({} if open_loop is None else open_loop.scalars())},
+        "metrics": {
+            **numbers_of(report),
+            **guesses,
+            **({} if open_loop is None else open_loop.scalars()),
+        },
     }
 
 
 def _material(settings: Settings, dataset: EpisodeDataset, run: Run) -> _Material:
     encoder = make_encoder(settings.encoder, settings.seed).to(_device())
     train_ids, val_ids = dataset.split(settings.validation_fraction, settings.seed)
-    train_ids = labelled(train_ids, settings.labelled_episodes, settings.seed)
-    if settings.frozen and settings.labelled_episodes is None:
+    labelled_ids = labelled(train_ids, settings.labelled_episodes, settings.seed)
+    if settings.frozen and (settings.labelled_episodes is None or settings.is_guessing):
         with counted("encoding frames", run.progress) as progress:
             features = cached_features(dataset, encoder, settings.cache_dir, progress=progress)
         store = FrameStore.from_dataset(dataset, features)
         if settings.latent == "pixels":
             with busy("reading frames", run.progress):
                 store = replace(store, pixels=dataset.load_pixels(0, dataset.num_frames))
-        return _Material(encoder=encoder, store=store, train_ids=train_ids, val_ids=val_ids)
+        material = _Material(encoder=encoder, store=store, train_ids=train_ids, val_ids=val_ids)
+        return _guessed(settings, dataset, material, labelled_ids, run) if settings.is_guessing else material
+    train_ids = labelled_ids
     with busy("reading frames", run.progress):
         store = frame_store(dataset, np.concatenate([train_ids, val_ids]))
     if settings.frozen:  # a few episodes, encoded sooner than the whole file would be into the cache
@@ -267,6 +300,36 @@ def _material(settings: Settings, dataset: EpisodeDataset, run: Run) -> _Materia
             store = replace(store, pixels=frames)
     train_ids, val_ids = np.split(np.arange(len(store.episode_len)), [len(train_ids)])
     return _Material(encoder=encoder, store=store, train_ids=train_ids, val_ids=val_ids)
+
+
+def _guessed(
+    settings: Settings, dataset: EpisodeDataset, material: _Material, labelled_ids: NDArray[np.int64], run: Run
+) -> _Material:
+    """The same with guesses in place of the labels of all other training episodes."""
+    unlabelled = np.setdiff1d(material.train_ids, labelled_ids)
+    if len(unlabelled) == 0:
+        raise ConfigError(
+            f"labelled_episodes={settings.labelled_episodes} are all there are to train on, so there is nothing to "
+            "guess; lower it, or set pseudo_labels.steps=0"
+        )
+    found = pseudo_label(
+        settings.pseudo_labels,
+        material.store,
+        labelled=labelled_ids,
+        unlabelled=unlabelled,
+        held_out=material.val_ids,
+        bounds=(dataset.spec.action_low, dataset.spec.action_high),
+        seed=settings.seed,
+        run_dir=run.folder / "pseudo_labels",
+        precision=settings.precision,
+        progress=run.progress,
+    )
+    run.note(
+        f"Guessed the actions of {len(unlabelled)} episodes: of held-out episodes guesses explain "
+        f"{found.action_r2:.0%} of the actions' variance and {found.proprio_r2:.0%} of proprioception's"
+    )
+    guesses = {"guessed_action_r2": found.action_r2, "guessed_proprio_r2": found.proprio_r2}
+    return replace(material, store=found.store, guesses=guesses)
 
 
 def _task(settings: Settings, dataset: EpisodeDataset, encoder: Encoder) -> DynamicsTask | FrameTask:

@@ -106,6 +106,21 @@ class Manifest:
         """The same tasks with outcomes stored beside them."""
         return replace(self, baselines=baselines)
 
+    def with_looks(self, looks: str) -> Manifest:
+        """The same tasks and outcomes in other looks, those that `build_manifest` would give them, bit for bit.
+
+        Args:
+            looks: One of `LOOKS`.
+
+        Raises:
+            ConfigError: Unknown looks.
+        """
+        dressed = [
+            replace(task, appearance=draw_look(self.split, self.seed, episode, looks) or Appearance())
+            for episode, task in enumerate(self.tasks)
+        ]
+        return replace(self, tasks=tuple(dressed))
+
     def with_checks(self, checks: Mapping[str, Any]) -> Manifest:
         """The same tasks with what was verified about them."""
         return replace(self, checks={**self.checks, **checks})
@@ -169,11 +184,17 @@ def draw_task(env: GoalEnv, split: str, seed: int, episode: int, *, looks: str =
         ConfigError: As `task_stream`, or unknown looks.
         SimulationError: No valid task was found.
     """
+    look = draw_look(split, seed, episode, looks)
+    tasks, agents, _ = task_stream(split, seed, episode).spawn(3)
+    return env.sample_task(np.random.default_rng(tasks), look), int(agents.generate_state(1)[0])
+
+
+def draw_look(split: str, seed: int, episode: int, looks: str) -> Appearance | None:
+    """Look of one held-out task, None for the default one; arguments and errors as `draw_task`."""
     if looks not in LOOKS:
         raise ConfigError(f"looks must be one of {', '.join(LOOKS)}, got {looks!r}{_nearest(looks, LOOKS)}")
-    tasks, agents, colours = task_stream(split, seed, episode).spawn(3)
-    look = Appearance.new_colours(np.random.default_rng(colours)) if looks == "new_colours" else None
-    return env.sample_task(np.random.default_rng(tasks), look), int(agents.generate_state(1)[0])
+    _, _, colours = task_stream(split, seed, episode).spawn(3)
+    return Appearance.new_colours(np.random.default_rng(colours)) if looks == "new_colours" else None
 
 
 def build_manifest(
