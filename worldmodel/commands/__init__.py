@@ -121,6 +121,7 @@ COMMANDS: dict[str, Command] = {
             ("encoder=timm", "any frozen timm backbone instead, e.g. encoder.name=resnet18 encoder.pretrained=true"),
             ("encoder=huggingface", "V-JEPA 2 in a local folder (encoder.path); original: Meta's files; dinov3_small"),
             ("labelled_episodes=N", "use the actions of N training episodes only"),
+            ("pseudo_labels.steps=S", "and guess those of the others from their video"),
             ("frozen=false", "train the encoder as well, from pixels; needs weights.reconstruction=0"),
             ("latent=compact", "planning space: compact, patch, or pixels: draws frames, compares pictures (foil)"),
             ("steps=5000", "optimiser steps; an interrupted run continues with the same run_dir"),
