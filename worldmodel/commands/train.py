@@ -31,7 +31,12 @@ from worldmodel.learning.features import FrameStore, cached_features, encode_all
 from worldmodel.learning.fit import FitReport, fit
 from worldmodel.learning.frames import FrameTask
 from worldmodel.learning.open_loop import OpenLoopReport, open_loop_report
-from worldmodel.learning.pseudo_labels import PseudoLabelConfig, pseudo_label
+from worldmodel.learning.pseudo_labels import (
+    PseudoLabelConfig,
+    explained_variance,
+    learn_inverse_dynamics,
+    pseudo_labelled,
+)
 from worldmodel.learning.temporal_distance import (
     PairSampler,
     TemporalDistanceTask,
@@ -312,24 +317,24 @@ def _guessed(
             f"labelled_episodes={settings.labelled_episodes} are all there are to train on, so there is nothing to "
             "guess; lower it, or set pseudo_labels.steps=0"
         )
-    found = pseudo_label(
+    model = learn_inverse_dynamics(
         settings.pseudo_labels,
         material.store,
-        labelled=labelled_ids,
-        unlabelled=unlabelled,
-        held_out=material.val_ids,
-        bounds=(dataset.spec.action_low, dataset.spec.action_high),
+        labelled_ids,
         seed=settings.seed,
         run_dir=run.folder / "pseudo_labels",
         precision=settings.precision,
         progress=run.progress,
     )
+    bounds = (dataset.spec.action_low, dataset.spec.action_high)
+    held_out = pseudo_labelled(material.store, model, material.val_ids, bounds)
+    action_r2, proprio_r2 = explained_variance(material.store, held_out, material.val_ids)
     run.note(
         f"Guessed the actions of {len(unlabelled)} episodes: of held-out episodes guesses explain "
-        f"{found.action_r2:.0%} of the actions' variance and {found.proprio_r2:.0%} of proprioception's"
+        f"{action_r2:.0%} of the actions' variance and {proprio_r2:.0%} of proprioception's"
     )
-    guesses = {"guessed_action_r2": found.action_r2, "guessed_proprio_r2": found.proprio_r2}
-    return replace(material, store=found.store, guesses=guesses)
+    store = pseudo_labelled(material.store, model, unlabelled, bounds)
+    return replace(material, store=store, guesses={"guessed_action_r2": action_r2, "guessed_proprio_r2": proprio_r2})
 
 
 def _task(settings: Settings, dataset: EpisodeDataset, encoder: Encoder) -> DynamicsTask | FrameTask:

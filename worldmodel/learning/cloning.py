@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.learning.dynamics import spec_of_data
-from worldmodel.learning.features import FrameStore
+from worldmodel.learning.features import FrameStore, SeededSampler
 from worldmodel.learning.fit import Evaluate, FitReport, fit, to_device
 from worldmodel.learning.fit_config import FitConfig
 from worldmodel.learning.temporal_distance import all_latents
@@ -119,7 +118,7 @@ class CloningBatch:
     goal_frames: Tensor
 
 
-class HindsightSampler:
+class HindsightSampler(SeededSampler):
     """Draws frames uniformly, and for each a goal from the rest of its episode, with replacement.
 
     Args:
@@ -133,6 +132,7 @@ class HindsightSampler:
     """
 
     def __init__(self, store: FrameStore, episode_ids: NDArray[np.int64], *, config: CloningConfig, seed: int) -> None:
+        super().__init__(seed)
         self._store, self._config = store, config
         self.starts = store.windows(episode_ids, config.action_block)
         if len(self.starts) == 0:
@@ -140,7 +140,6 @@ class HindsightSampler:
         episode = np.searchsorted(store.episode_start, self.starts, side="right") - 1
         last = store.episode_start[episode] + store.episode_len[episode] - 1
         self._num_left = (last - self.starts) // config.action_block
-        self._rng = np.random.default_rng(seed)
 
     def actions_at(self, frames: NDArray[np.int64]) -> NDArray[np.float32]:
         """Flat actions (B, A) of the model step that begins at frames (B,)."""
@@ -165,14 +164,6 @@ class HindsightSampler:
             frames=torch.from_numpy(frames),
             goal_frames=torch.from_numpy(goals),
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the stream, JSON-able."""
-        return {"rng": self._rng.bit_generator.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue a stream."""
-        self._rng.bit_generator.state = state["rng"]
 
 
 @dataclass(frozen=True, kw_only=True)

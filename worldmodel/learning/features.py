@@ -247,7 +247,26 @@ class TrajectoryBatch:
     pixels: Tensor | None = None
 
 
-class TrajectorySampler:
+class SeededSampler:
+    """What draws batches from a stream of its own: its place in the stream can be saved and gone back to.
+
+    Args:
+        seed: Seed of the stream.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the stream, JSON-able."""
+        return {"rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue a stream."""
+        self._rng.bit_generator.state = state["rng"]
+
+
+class TrajectorySampler(SeededSampler):
     """Draws sub-trajectories uniformly over every frame offset of the given episodes, with replacement.
 
     Args:
@@ -272,6 +291,7 @@ class TrajectorySampler:
         batch_size: int,
         seed: int,
     ) -> None:
+        super().__init__(seed)
         self.store = store
         self.num_frames = num_frames
         self.action_block = action_block
@@ -284,7 +304,6 @@ class TrajectorySampler:
                 f"{num_frames} frames {action_block} env steps apart need episodes of at least {reach + 1} frames; "
                 f"the longest of the {len(episode_ids)} given has {longest}"
             )
-        self._rng = np.random.default_rng(seed)
 
     def next_batch(self) -> TrajectoryBatch:
         """Draw the next batch."""
@@ -307,14 +326,6 @@ class TrajectorySampler:
             frames=torch.from_numpy(frames),
             pixels=None if self.store.pixels is None else torch.from_numpy(self.store.pixels[frames]),
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the stream, JSON-able."""
-        return {"rng": self._rng.bit_generator.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue a stream."""
-        self._rng.bit_generator.state = state["rng"]
 
 
 def frame_store(dataset: EpisodeDataset, episode_ids: NDArray[np.int64]) -> FrameStore:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from torch.nn import functional
 
 from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.learning.features import FrameStore
+from worldmodel.learning.features import FrameStore, SeededSampler
 from worldmodel.learning.fit import fit
 from worldmodel.learning.fit_config import FitConfig
 from worldmodel.models.init import seeded_weights
@@ -97,7 +96,7 @@ class InverseBatch:
     proprio: Tensor
 
 
-class InverseSampler:
+class InverseSampler(SeededSampler):
     """Draws actions uniformly from the given episodes, with replacement.
 
     Args:
@@ -114,11 +113,11 @@ class InverseSampler:
     def __init__(
         self, store: FrameStore, episode_ids: NDArray[np.int64], *, offsets: tuple[int, ...], batch_size: int, seed: int
     ) -> None:
+        super().__init__(seed)
         self._store, self._offsets, self._batch_size = store, offsets, batch_size
         self.acting = store.windows(episode_ids, 1)
         if len(self.acting) == 0:
             raise DataError("no episode has two frames, so there is no action to learn from")
-        self._rng = np.random.default_rng(seed)
 
     def next_batch(self) -> InverseBatch:
         """Draw the next batch."""
@@ -133,14 +132,6 @@ class InverseSampler:
             proprio=torch.from_numpy(store.proprio[frames]),
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """State of the stream, JSON-able."""
-        return {"rng": self._rng.bit_generator.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue a stream."""
-        self._rng.bit_generator.state = state["rng"]
-
 
 def around(store: FrameStore, frames: NDArray[np.int64], offsets: tuple[int, ...]) -> NDArray[np.int64]:
     """Frame numbers (B, K) at offsets from frames (B,), inside their episodes."""
@@ -151,7 +142,7 @@ def around(store: FrameStore, frames: NDArray[np.int64], offsets: tuple[int, ...
     return inside
 
 
-class InverseModel(nn.Module):
+class InverseDynamics(nn.Module):
     """Action and proprioception from the frozen features of the frames around it, and the loss to learn that.
 
     Args:
@@ -253,43 +244,22 @@ class InverseModel(nn.Module):
         return action, torch.cat(proprio).numpy()
 
 
-@dataclass(frozen=True, kw_only=True)
-class PseudoLabelled:
-    """What guessing gave.
-
-    Attributes:
-        store: The same frames, with guesses in place of what was not labelled.
-        action_r2: Share of the variance of held-out actions that guesses explain, mean over dimensions.
-        proprio_r2: The same of proprioception.
-    """
-
-    store: FrameStore
-    action_r2: float
-    proprio_r2: float
-
-
-def pseudo_label(
+def learn_inverse_dynamics(
     config: PseudoLabelConfig,
     store: FrameStore,
-    *,
     labelled: NDArray[np.int64],
-    unlabelled: NDArray[np.int64],
-    held_out: NDArray[np.int64],
-    bounds: tuple[tuple[float, ...], tuple[float, ...]],
+    *,
     seed: int,
     run_dir: Path | None = None,
     precision: str = "auto",
     progress: bool = True,
-) -> PseudoLabelled:
-    """Learn the inverse model on some episodes and label others with it.
+) -> InverseDynamics:
+    """Learn what led from frame to frame on the labelled episodes alone.
 
     Args:
         config: Recipe.
-        store: Features of all of them; actions and proprioception of the unlabelled ones are not read.
-        labelled: Sorted episodes whose labels may be used.
-        unlabelled: Sorted episodes that get guesses.
-        held_out: Sorted episodes on which guesses are judged; nothing is chosen by that.
-        bounds: Smallest and largest action (A), which guesses are clamped to.
+        store: Features, actions and proprioception.
+        labelled: Episodes whose labels may be used.
         seed: Of weights and batches.
         run_dir: Folder in which an interrupted training goes on; None keeps nothing.
         precision: See `FitConfig`.
@@ -298,8 +268,9 @@ def pseudo_label(
     Raises:
         DataError: No labelled episode has an action.
     """
+    sampler = InverseSampler(store, labelled, offsets=config.offsets, batch_size=config.batch_size, seed=seed)
     num_tokens, embed_dim = store.features.shape[1:3]
-    model = InverseModel(
+    model = InverseDynamics(
         config,
         num_tokens=num_tokens,
         embed_dim=embed_dim,
@@ -308,26 +279,43 @@ def pseudo_label(
         seed=seed,
     )
     model.fit_statistics(store, labelled, seed)
-    fit(
-        model,
-        InverseSampler(store, labelled, offsets=config.offsets, batch_size=config.batch_size, seed=seed),
-        config.fit_config(run_dir=None if run_dir is None else str(run_dir), seed=seed, precision=precision),
-        progress=progress,
-        title="inverse model",
-    )
-    model.eval()
+    settings = config.fit_config(run_dir=None if run_dir is None else str(run_dir), seed=seed, precision=precision)
+    fit(model, sampler, settings, progress=progress, title="inverse dynamics")
+    return model
+
+
+def pseudo_labelled(
+    store: FrameStore,
+    model: InverseDynamics,
+    unlabelled: NDArray[np.int64],
+    bounds: tuple[tuple[float, ...], tuple[float, ...]],
+) -> FrameStore:
+    """The same frames with guesses in place of the actions and the proprioception of some episodes.
+
+    Args:
+        store: Frames; actions and proprioception of the unlabelled episodes are not read.
+        model: What guesses.
+        unlabelled: Episodes that get guesses.
+        bounds: Smallest and largest action (A), which guesses are clamped to.
+    """
     low, high = (np.asarray(bound, np.float32) for bound in bounds)
     action, proprio = store.action.copy(), store.proprio.copy()
     frames = store.frames_of(unlabelled)
-    guessed, sensed = model.label(store, unlabelled)
-    action[frames], proprio[frames] = guessed.clip(low, high), sensed
-    guessed, sensed = model.label(store, held_out)
-    acting = np.isin(store.frames_of(held_out), store.windows(held_out, 1))
-    return PseudoLabelled(
-        store=replace(store, action=action, proprio=proprio),
-        action_r2=_r2(guessed.clip(low, high)[acting], store.action[store.windows(held_out, 1)]),
-        proprio_r2=_r2(sensed, store.proprio[store.frames_of(held_out)]),
-    )
+    guessed, proprio[frames] = model.label(store, unlabelled)
+    action[frames] = guessed.clip(low, high)
+    return replace(store, action=action, proprio=proprio)
+
+
+def explained_variance(store: FrameStore, guesses: FrameStore, episode_ids: NDArray[np.int64]) -> tuple[float, float]:
+    """Share of the variance of true actions and of true proprioception that guesses explain, means over dimensions.
+
+    Args:
+        store: The truth.
+        guesses: The same frames, pseudo-labelled.
+        episode_ids: Episodes to look at, best held-out ones.
+    """
+    acting, frames = store.windows(episode_ids, 1), store.frames_of(episode_ids)
+    return _r2(guesses.action[acting], store.action[acting]), _r2(guesses.proprio[frames], store.proprio[frames])
 
 
 def _r2(guess: NDArray[np.float32], truth: NDArray[np.float32]) -> float:

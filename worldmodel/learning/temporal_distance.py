@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.learning.features import FrameStore, head_input
+from worldmodel.learning.features import FrameStore, SeededSampler, head_input
 from worldmodel.learning.fit_config import FitConfig
 from worldmodel.models.temporal_distance import TemporalDistance, TemporalDistanceConfig
 
@@ -104,7 +103,7 @@ class PairBatch:
     successor_is_goal: Tensor
 
 
-class PairSampler:
+class PairSampler(SeededSampler):
     """Draws transitions and goals from the latents of whole episodes.
 
     Args:
@@ -129,6 +128,7 @@ class PairSampler:
         config: TemporalDistanceTraining,
         seed: int,
     ) -> None:
+        super().__init__(seed)
         self._latents = latents
         self._block = action_block
         self._config = config
@@ -139,7 +139,6 @@ class PairSampler:
         episode = np.searchsorted(store.episode_start, self._starts, side="right") - 1
         last = store.episode_start[episode] + store.episode_len[episode] - 1
         self._num_left = (last - self._starts) // action_block
-        self._rng = np.random.default_rng(seed)
 
     def next_batch(self) -> PairBatch:
         """Draw the next batch."""
@@ -159,14 +158,6 @@ class PairSampler:
             is_goal=torch.from_numpy(goal == frame),
             successor_is_goal=torch.from_numpy(goal == successor),
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the stream, JSON-able."""
-        return {"rng": self._rng.bit_generator.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue a stream."""
-        self._rng.bit_generator.state = state["rng"]
 
 
 class TemporalDistanceTask(nn.Module):
