@@ -1,4 +1,4 @@
-"""Actions for video that has none: guessed from its frames by an inverse model that was learned on a few labels.
+"""Actions for video that has none: guessed from its frames by an inverse dynamics model learned on a few labels.
 
 Which action led from one frame to the next is far easier to tell than what an action will do, because the inverse
 model sees the outcome; so a few labelled episodes give usable actions to all the others, and the dynamics are learned
@@ -31,7 +31,7 @@ _BLOCK_FRAMES = 512
 
 @dataclass(kw_only=True)
 class PseudoLabelConfig:
-    """How the inverse model is learned.
+    """How the inverse dynamics model is learned.
 
     Attributes:
         steps: Optimiser steps; 0 guesses nothing.
