@@ -34,6 +34,9 @@ def test_bench_plan_prints_one_object_and_keeps_it(folder: Path, capsys: pytest.
     assert record["hardware"]["cores"] >= 1
     assert {"ratio_recompute", "ratio_swm", "ratio_pytorch_mppi", "gemm_share", "overhead_share"} <= record.keys()
     assert json.loads((folder / "run" / "bench_plan.json").read_text()) == record
+    assert (record["dtype"], record["compiled"], record["device"]) == ("float32", False, "cpu")
+    assert main([*argv[:-2], "run_dir=half", "runtime.precision=bfloat16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == "bfloat16"
     assert main(["bench", "plan", "model=giant"]) == 2
     assert "shipped, patch, wide" in capsys.readouterr().err
 

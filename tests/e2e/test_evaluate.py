@@ -17,7 +17,9 @@ from worldmodel.envs import ENV_IDS, make_env
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.evaluation.baselines import ManifestConfig, make_manifest, manifest_path
 from worldmodel.evaluation.evaluate import EvaluateConfig, evaluate
+from worldmodel.evaluation.finished import read_subject
 from worldmodel.models.checkpoint import load_checkpoint, save_checkpoint
+from worldmodel.models.runtime import RuntimeConfig
 from worldmodel.planners.cem import CEM
 
 PLANNER = CEM(num_samples=16, num_elites=4, num_iterations=2, horizon=3)
@@ -126,6 +128,22 @@ def test_a_run_folder_refuses_other_settings(tmp_path: Path, config: EvaluateCon
             evaluate(replace(first, **change), progress=False)
     with pytest.raises(ConfigError, match=r"replan_every must be in \[1, planner.horizon=3\], got 4"):
         evaluate(replace(first, replan_every=4), progress=False)
+
+
+def test_another_precision_is_another_run_and_is_read_back(
+    tmp_path: Path, config: EvaluateConfig, reference: list[dict[str, object]]
+) -> None:
+    """`explain` must replay a run as it was computed; runs from before there was a choice stay as they are."""
+    fast = replace(config, runtime=RuntimeConfig(precision="bfloat16"), run_dir=str(tmp_path / "fast"))
+    table = evaluate(fast, progress=False).to_json()["episodes_table"]
+    assert table != reference
+    again = replace(fast, runtime=RuntimeConfig())
+    with pytest.raises(ConfigError, match="runtime"):
+        evaluate(again, progress=False)
+    assert read_subject(tmp_path / "fast", manifest=config.manifest).factory.runtime == fast.runtime
+    plain = replace(config, run_dir=str(tmp_path / "plain"))
+    assert "runtime" not in evaluate(plain, progress=False).agent
+    assert read_subject(tmp_path / "plain", manifest=config.manifest).factory.runtime == RuntimeConfig()
 
 
 def test_a_checkpoint_made_for_another_environment_is_refused(

@@ -21,7 +21,7 @@ from worldmodel.evaluation.latency import (
     table_of,
 )
 from worldmodel.evaluation.peers import PeerProblem, PytorchMPPI, StableWorldModelCEM
-from worldmodel.evaluation.scenes import Recomputing, Scene, build_scene, with_predictor
+from worldmodel.evaluation.scenes import Recomputing, Scene, build_scene
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
 from worldmodel.planners import CEM
 
@@ -102,7 +102,7 @@ def test_recomputing_a_cropped_window_is_the_same_only_at_depth_one(depth: int) 
 
 def test_the_cached_rollout_is_checked_against_one_banded_pass(patch: Scene) -> None:
     assert cached_error(patch, TINY) < 1e-4
-    wrong = with_predictor(patch.model, Recomputing(patch.model.predictor))
+    wrong = patch.model.with_predictor(Recomputing(patch.model.predictor))
     other = Scene(model=wrong, frame=patch.frame, earlier=patch.earlier, past=patch.past, goal=patch.goal)
     assert cached_error(other, TINY) > 1e-4
 
@@ -185,7 +185,7 @@ def test_stable_worldmodel_is_given_the_cost_of_our_objective(
     peer = StableWorldModelCEM(problem(patch), num_elites=2, num_iterations=1, seed=0)
     assert peer().shape == (1, 3, 6)
     assert capsys.readouterr().out == ""
-    slow = with_predictor(patch.model, Recomputing(patch.model.predictor))
+    slow = patch.model.with_predictor(Recomputing(patch.model.predictor))
     ours = LatentCost(slow, GoalDistance(), patch.context(), patch.goal)(peer._solver.candidates)
     torch.testing.assert_close(peer._solver.costs, ours, rtol=1e-4, atol=1e-6)
 

@@ -184,6 +184,7 @@ COMMANDS: dict[str, Command] = {
             ("delay=measured", "the robot goes on while a plan is computed; or a number of control steps"),
             ("time_budget_s=0.1", "seconds from an observation to its plan"),
             ("warm_start=false", "start every search from nothing instead of the last plan"),
+            ("runtime.device=cuda", "where the model computes; also runtime.precision=bfloat16, runtime.compiled=true"),
             ("workers=2", "processes, one thread each"),
             ("run_dir=FOLDER", "an interrupted evaluation continues in the same folder"),
         ),
@@ -318,6 +319,7 @@ COMMANDS: dict[str, Command] = {
             ("num_samples=300", "candidates; num_iterations, horizon: as in a plan"),
             ("rounds=20", "times that every competitor takes its turn, after one to warm up"),
             ("threads=2", "CPU threads; torch's own number by default"),
+            ("runtime.compiled=true", "fused by torch.compile; also runtime.precision=bfloat16, runtime.device=cuda"),
         ),
         examples=(
             "worldmodel bench plan",

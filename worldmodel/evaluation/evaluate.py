@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from worldmodel.evaluation.runs import Schedule, identity_of, run_manifest
 from worldmodel.evaluation.stored_baselines import load_model_baselines
 from worldmodel.models.checkpoint import EnvSpec, load_checkpoint, read_card, resolve_checkpoint
 from worldmodel.models.policy_checkpoint import is_policy, load_policy
+from worldmodel.models.runtime import RuntimeConfig, equipped
 from worldmodel.models.world_model import WorldModel
 from worldmodel.planners.base import Planner
 from worldmodel.planners.cem import CEM
@@ -53,6 +54,8 @@ class EvaluateConfig:
         time_budget_s: Seconds from an observation to its plan; None for no limit. Episodes then run one by one, and
             outcomes depend on the machine.
         warm_start: Start every search from the rest of the last plan; false is for comparisons.
+        runtime: Device, precision and compilation of the model. Outcomes are bit-equal from run to run with the
+            defaults only.
     """
 
     env: str = "push"
@@ -69,6 +72,7 @@ class EvaluateConfig:
     delay: str = "0"
     time_budget_s: float | None = None
     warm_start: bool = True
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
         if self.delay != MEASURED and not self.delay.isdecimal():
@@ -92,6 +96,7 @@ class ModelAgents:
         time_budget_s: Seconds from an observation to its plan, or None.
         warm_start: Start every search from the rest of the last plan.
         needs_pixels: Always True.
+        runtime: How the model computes.
     """
 
     checkpoint: Path
@@ -104,24 +109,28 @@ class ModelAgents:
     time_budget_s: float | None = None
     warm_start: bool = True
     needs_pixels: bool = True
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def identity(self) -> dict[str, Any]:
-        """Settings and the hash of the weights; where the folder lies does not matter."""
-        return {key: value for key, value in describe(self).items() if key != "checkpoint"}
+        """Settings and the hash of the weights; where the folder lies does not matter, nor the default runtime."""
+        hidden = {"checkpoint", "runtime"} if self.runtime == RuntimeConfig() else {"checkpoint"}
+        return {key: value for key, value in describe(self).items() if key not in hidden}
 
     def world_model(self) -> WorldModel:
         """The model, loaded once per process.
 
         Raises:
             CheckpointError: The folder no longer holds the checkpoint that was asked for.
+            ConfigError: The device of `runtime` is not there.
         """
-        return _load_once(self.checkpoint, self.checkpoint_hash)
+        return _load_once(self.checkpoint, self.checkpoint_hash, *astuple(self.runtime))
 
     def build(self) -> MPCAgent:
         """Make an agent in this process.
 
         Raises:
             CheckpointError: As `world_model`.
+            ConfigError: As `world_model`.
         """
         return MPCAgent(
             self.world_model(),
@@ -211,11 +220,11 @@ def model_agents(config: EvaluateConfig, env_id: str) -> ModelAgents:
 
     Raises:
         CheckpointError: Missing, corrupt, or not made for the environment.
-        ConfigError: `replan_every` is out of range.
+        ConfigError: `replan_every` is out of range, or the device is not there.
     """
     folder = resolve_checkpoint(config.checkpoint, env_id).resolve()
     identity = checkpoint_hash(folder)
-    world_model = _load_once(folder, identity)
+    world_model = _load_once(folder, identity, *astuple(config.runtime))
     planner = CEM(action_repeat=world_model.spec.action_block) if config.planner is None else config.planner
     if not 1 <= config.replan_every <= planner.horizon:
         raise ConfigError(f"replan_every must be in [1, planner.horizon={planner.horizon}], got {config.replan_every}")
@@ -231,6 +240,7 @@ def model_agents(config: EvaluateConfig, env_id: str) -> ModelAgents:
         delay=0 if config.delay == MEASURED else int(config.delay),
         time_budget_s=config.time_budget_s,
         warm_start=config.warm_start,
+        runtime=config.runtime,
     )
 
 
@@ -261,10 +271,11 @@ def checkpoint_hash(folder: Path) -> str:
 
 
 @lru_cache(maxsize=2)
-def _load_once(folder: Path, expected_hash: str) -> WorldModel:
-    """Weights of a checkpoint, kept for the blocks that follow in this process."""
+def _load_once(folder: Path, expected_hash: str, device: str | None, precision: str, compiled: bool) -> WorldModel:
+    """A checkpoint that computes as `RuntimeConfig` says, kept for the blocks that follow in this process."""
     _check_hash(folder, expected_hash)
-    return load_checkpoint(folder)
+    runtime = RuntimeConfig(device=device, precision=precision, compiled=compiled)
+    return equipped(load_checkpoint(folder), runtime)
 
 
 def _check_hash(folder: Path, expected_hash: str) -> None:

@@ -11,6 +11,7 @@ from worldmodel.evaluation.manifest import find_manifest
 from worldmodel.evaluation.plan_records import rebuild
 from worldmodel.evaluation.result import EvalResult
 from worldmodel.models.checkpoint import resolve_checkpoint
+from worldmodel.models.runtime import RuntimeConfig
 
 
 def read_subject(folder: Path, *, manifest: str = "shipped", checkpoint: str | None = None) -> Subject:
@@ -41,7 +42,8 @@ def read_subject(folder: Path, *, manifest: str = "shipped", checkpoint: str | N
         place = resolve_checkpoint(place if checkpoint is None else checkpoint, tasks.env_id).resolve()
         _check_checkpoint(place, agent["checkpoint_hash"], folder)
         searches = {name: rebuild(agent.pop(name)) for name in ("planner", "objective")}
-        factory = ModelAgents(checkpoint=place, **searches, **agent)
+        runtime = {name: value for name, value in agent.pop("runtime", {}).items() if name != "type"}
+        factory = ModelAgents(checkpoint=place, runtime=RuntimeConfig(**runtime), **searches, **agent)
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder} was written by another version or damaged ({error}); evaluate again") from error
     return Subject(

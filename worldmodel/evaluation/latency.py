@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from worldmodel.control.objectives import GoalDistance, Objective, default_objec
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.peers import PeerProblem, PytorchMPPI, StableWorldModelCEM, is_installed
 from worldmodel.evaluation.products import Products, Shape, matmul_flops, synchronize
-from worldmodel.evaluation.scenes import Recomputing, Scene, build_scene, with_predictor
+from worldmodel.evaluation.scenes import Recomputing, Scene, build_scene
 from worldmodel.evaluation.stats import quantile
+from worldmodel.models.runtime import PRECISIONS, RuntimeConfig
 from worldmodel.models.world_model import WorldModel
 from worldmodel.planners import CEM, MPPI, CostFn, Plan, Planner
 
@@ -72,6 +73,7 @@ class LatencyConfig:
             one more to warm up.
         threads: CPU threads; None leaves torch's own number.
         seed: Of weights, frames and candidates.
+        runtime: Device, precision and compilation of the model, the same for every competitor.
     """
 
     model: str = "shipped"
@@ -81,6 +83,7 @@ class LatencyConfig:
     rounds: int | None = None
     threads: int | None = None
     seed: int = 0
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -170,9 +173,9 @@ def measure(config: LatencyConfig, *, tell: Callable[[int, int], None] | None = 
 
 def _measure(config: LatencyConfig, tell: Callable[[int, int], None]) -> dict[str, Any]:
     sizes = config.sizes()
-    scene = build_scene(config.model, config.seed)
+    scene = build_scene(config.model, config.seed, config.runtime)
     bench = _Bench(scene, sizes, config.seed)
-    products = Products(bench.shapes(), torch.float32, scene.model.device)
+    products = Products(bench.shapes(), PRECISIONS[config.runtime.precision], scene.model.device)
     flops = bench.count_flops()
     tell(0, sizes.rounds)
     if sizes.rounds > 1:
@@ -200,7 +203,9 @@ def _measure(config: LatencyConfig, tell: Callable[[int, int], None]) -> dict[st
         "gemm_gflops": products.to_json(),
         "sizes": asdict(sizes),
         "window": scene.model.window,
-        "dtype": "float32",
+        "dtype": config.runtime.precision,
+        "compiled": config.runtime.compiled,
+        "device": scene.model.device.type,
         "threads": torch.get_num_threads(),
     }
 
@@ -223,7 +228,7 @@ class _Bench:
         self._cem = CEM(**shared, num_iterations=sizes.num_iterations, action_repeat=repeat)
         self._free_cem = CEM(**shared, num_iterations=sizes.num_iterations)
         self._mppi = MPPI(**shared, num_iterations=1, temperature_unit="cost", temperature=1.0)
-        self._slow = with_predictor(self._model, Recomputing(self._model.predictor))
+        self._slow = self._model.with_predictor(Recomputing(self._model.predictor))
         self._warm: Plan | None = None
         self._draws = 0
         self.seconds: dict[str, list[float]] = {}
@@ -320,7 +325,8 @@ def table_of(record: dict[str, Any]) -> Table:
         f"{record['model']}: {sizes['num_samples']} candidates x {sizes['num_iterations']} iterations, "
         f"{sizes['horizon']} steps, window {record['window']}"
     )
-    table = Table(title=title, caption=f"{sizes['rounds']} rounds, {record['dtype']}, {record['threads']} threads")
+    how = f"{record['dtype']}{', compiled' if record['compiled'] else ''}, {record['device']}"
+    table = Table(title=title, caption=f"{sizes['rounds']} rounds, {how}, {record['threads']} threads")
     table.add_column("what")
     table.add_column("value", justify="right")
     rows: Sequence[tuple[str, str]] = (

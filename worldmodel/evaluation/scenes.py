@@ -14,6 +14,7 @@ from worldmodel.models.action_transformer import TransformerPredictor, Transform
 from worldmodel.models.checkpoint import load_checkpoint, resolve_checkpoint
 from worldmodel.models.frozen_encoders import EncoderConfig, PatchEncoderConfig, build_encoder
 from worldmodel.models.latent_head import IdentityHeadConfig, build_head
+from worldmodel.models.runtime import RuntimeConfig, equipped
 from worldmodel.models.vit import ViTConfig
 from worldmodel.models.world_model import ModelSpec, WorldModel
 from worldmodel.types import Context, Latent
@@ -77,18 +78,23 @@ class Scene:
         return Context(latent=Latent(visual=torch.cat([self.earlier.visual, newest.visual], dim=1)), actions=self.past)
 
 
-def build_scene(name: str, seed: int = 0) -> Scene:
+def build_scene(name: str, seed: int = 0, runtime: RuntimeConfig | None = None) -> Scene:
     """The model of a name, with noise for frames and random actions.
 
     Args:
         name: One of `MODELS`.
         seed: Of weights, frames and actions.
+        runtime: How the model computes; None means as it does by default.
+
+    Raises:
+        ConfigError: The device of `runtime` is not there.
     """
     model = (
         load_checkpoint(resolve_checkpoint("shipped", "worldmodel/Push-v0"))
         if name == "shipped"
         else _random(name, seed)
     )
+    model = equipped(model, runtime or RuntimeConfig())
     generator = torch.Generator().manual_seed(seed)
     side, window = model.spec.image_size, model.window
     frames = torch.randint(0, 256, (window + 1, side, side, 3), generator=generator, dtype=torch.uint8)
@@ -135,17 +141,3 @@ def _random(name: str, seed: int) -> WorldModel:
         generator = torch.Generator().manual_seed(seed + 2)
         predictor.out.weight.normal_(std=0.02, generator=generator)
     return WorldModel(encoder, head, predictor, Normalizer(spec.flat_action_dim), Normalizer(1), spec)
-
-
-def with_predictor(model: WorldModel, predictor: ActionPredictor) -> WorldModel:
-    """The same model around another predictor; the other parts are shared."""
-    return WorldModel(
-        model.encoder,
-        model.head,
-        predictor,
-        model.action_normalizer,
-        model.proprio_normalizer,
-        model.spec,
-        temporal_distance=model.temporal_distance,
-        candidate_block=model.candidate_block,
-    )

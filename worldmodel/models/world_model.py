@@ -135,6 +135,19 @@ class WorldModel(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    def with_predictor(self, predictor: ActionPredictor) -> WorldModel:
+        """The same model around another predictor; the other parts are shared."""
+        return WorldModel(
+            self.encoder,
+            self.head,
+            predictor,
+            self.action_normalizer,
+            self.proprio_normalizer,
+            self.spec,
+            temporal_distance=self.temporal_distance,
+            candidate_block=self.candidate_block,
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the weights are; inputs are moved there."""
