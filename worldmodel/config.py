@@ -40,7 +40,7 @@ _SCHEMA_PREFIX = "base_"
 # Schemas of the config groups: group -> option -> dataclass. Presets in configs/<group>/ start from base_<option>.
 _OPTIONS = {
     "encoder": {
-        "pretrained": "worldmodel.commands.train:PretrainedEncoder",
+        "pretrained": "worldmodel.commands.material:PretrainedEncoder",
         "official": "worldmodel.models.pretrained:OfficialEncoderConfig",
         "vit": "worldmodel.models.vit:ViTConfig",
         "timm": "worldmodel.models.frozen_encoders:TimmEncoderConfig",

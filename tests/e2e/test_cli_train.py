@@ -112,18 +112,34 @@ def test_a_cloned_policy_is_evaluated_like_a_model(
         run("third", *END_TO_END)
 
 
+@pytest.mark.parametrize("copies", [0, 2])
 def test_encoding_a_few_episodes_gives_what_the_cache_gives(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], copies: int
 ) -> None:
     metrics = []
     for name, labels in (("cache", "null"), ("few", "3")):  # of four episodes one is held out
         argv = ["train", f"data={data}", *TINY, "validation_fraction=0.25", f"labelled_episodes={labels}"]
+        argv.append(f"recolour.copies={copies}")
         assert main([*argv, f"run_dir={name}", f"cache_dir={tmp_path / name / 'features'}", "--json"]) == 0
         metrics.append(json.loads(capsys.readouterr().out)["metrics"])
-        assert (tmp_path / name / "features").exists() == (name == "cache")
+        assert len(list((tmp_path / name / "features").glob("*.npy"))) == (1 + copies) * (name == "cache")
+        assert read_card(tmp_path / name / "checkpoint")["training"]["recolour"]["copies"] == copies
     assert {k: v for k, v in metrics[0].items() if k != "loader_share"} == {
         k: v for k, v in metrics[1].items() if k != "loader_share"
     }
+
+
+def test_frames_in_other_colours_are_refused_where_they_mean_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["train", f"data={data}", *TINY, "recolour.copies=1"]
+    assert main([*argv, "latent=pixels"]) == 2
+    assert "set recolour.copies=0" in capsys.readouterr().err
+    assert main([*argv, "recolour.strength=2"]) == 2
+    assert "recolour.strength must be in [0, 1]" in capsys.readouterr().err
+    run = Run(folder=tmp_path, console=Console(quiet=True), progress=False)
+    with pytest.raises(ConfigError, match=r"recolour.copies=0"):
+        train.clone(load("train", argv[1:]).settings, run)
 
 
 def test_actions_are_guessed_for_the_episodes_that_do_not_count_as_labelled(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worldmodel.commands.train import make_encoder
+from worldmodel.commands.material import make_encoder
 from worldmodel.config import load
 
 

@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from worldmodel.errors import ConfigError
 from worldmodel.learning.dynamics import DynamicsConfig, DynamicsTask, LossWeights, validation_losses
@@ -259,3 +261,29 @@ def test_configs_refuse_nonsense() -> None:
         LossWeights(sigreg=-1)
     with pytest.raises(ConfigError, match="would not be trained"):
         LossWeights(rollout=0, one_step=0)
+
+
+def test_a_latent_trained_in_many_colours_keeps_the_place_and_drops_the_colour() -> None:
+    """Colours here shift the channels of every token of a frame; those of the test are drawn anew."""
+    store = point_store()
+
+    def in_colours(seed: int) -> NDArray[np.float16]:
+        shift = np.random.default_rng(seed).normal(size=(len(store.features), 1, WIDTH))
+        return (store.features + shift).astype(np.float16)
+
+    def colour_share(recoloured: tuple[NDArray[np.float16], ...]) -> float:
+        """How far new colours move a latent, over how far latents of other frames lie."""
+        settings = config("compact", steps=200, batch_size=32)
+        seen = replace(store, recoloured=recoloured)
+        task = task_of(settings, seen)
+        fit(task, task.sampler(seen, TRAIN, seed=0), settings.fit_config(precision="32-true"), progress=False)
+        frames = store.frames_of(VAL)
+        with torch.no_grad():
+            plain, moved = (
+                task.eval().latents(torch.from_numpy(look[frames])[:, None])
+                for look in (np.asarray(store.features), in_colours(99))
+            )
+        return float((moved - plain).norm(dim=-1).mean() / (plain - plain.roll(37, dims=0)).norm(dim=-1).mean())
+
+    shares = [colour_share(()), colour_share(tuple(in_colours(seed) for seed in range(3)))]
+    assert shares[1] < 0.5 * shares[0], shares

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.commands.train import make_encoder
+from worldmodel.commands.material import make_encoder
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.ac_predictor import ACPredictor
 from worldmodel.models.checkpoint import load_encoder, save_encoder

@@ -207,3 +207,16 @@ def test_a_distance_of_another_width_is_refused() -> None:
             spec,
             temporal_distance=TemporalDistance(TemporalDistanceConfig(), latent_dim=5),
         )
+
+
+def test_pairs_are_drawn_across_colours_and_unchanged_without_them() -> None:
+    latents, store = line_world()
+    shared = {"action_block": BLOCK, "config": TemporalDistanceTraining(batch_size=256), "seed": 0}
+    looks = torch.stack([latents, latents + 100])
+    plain = PairSampler(latents, store, np.arange(NUM_EPISODES), **shared).next_batch()  # type: ignore[arg-type]
+    mixed = PairSampler(looks, store, np.arange(NUM_EPISODES), **shared).next_batch()  # type: ignore[arg-type]
+    assert torch.equal(mixed.is_goal, plain.is_goal)
+    for name in ("latent", "successor", "goal"):
+        shift = getattr(mixed, name) - getattr(plain, name)
+        assert set(shift.round().unique().tolist()) == {0.0, 100.0}
+    assert ((mixed.latent > 50) != (mixed.goal > 50)).any()

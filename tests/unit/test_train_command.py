@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from worldmodel.commands.train import labelled
+from worldmodel.commands.material import labelled
 from worldmodel.errors import ConfigError
 
 IDS = np.arange(0, 200, 2)

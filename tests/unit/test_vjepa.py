@@ -375,3 +375,20 @@ def test_the_momentum_of_v2_is_constant() -> None:
 def test_ramps_are_checked() -> None:
     with pytest.raises(ConfigError, match="context_ramp_steps"):
         VJEPAConfig(context_ramp_steps=0)
+
+
+def test_recolouring_is_per_tubelet_and_leaves_the_targets_alone() -> None:
+    plain, recoloured, batch = make(), make(recolour=1.0), clips()
+    video = batch.pixels.permute(0, 1, 4, 2, 3).float() / 255
+    seen = recoloured._disguised(video, stream())
+    assert seen.shape == video.shape
+    tubelet = recoloured.encoder.config.tubelet_size
+    same = video[:, :1].expand_as(video)
+    mapped = recoloured._disguised(same, stream())
+    assert torch.equal(mapped[:, 0], mapped[:, tubelet - 1])
+    assert (mapped[:, 0] - mapped[:, tubelet]).abs().mean() > 0.02
+    for task in (plain, recoloured):
+        task(batch, stream())
+    assert torch.equal(plain.clip_statistics.mean, recoloured.clip_statistics.mean)
+    with pytest.raises(ConfigError, match="recolour"):
+        make(recolour=1.5)

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from worldmodel.analysis.figures import save_figure
 from worldmodel.analysis.success_curves import LabelCurve, label_figure
 from worldmodel.commands import evaluate, pretrain, train
+from worldmodel.commands.material import PretrainedEncoder
 from worldmodel.commands.run import Outcome, Run
-from worldmodel.commands.train import PretrainedEncoder
 from worldmodel.config import load
 from worldmodel.envs import ENV_IDS, make_env, resolve_env_id
 from worldmodel.errors import ConfigError, DataError

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from worldmodel.commands.material import PretrainedEncoder, labelled, make_encoder
 from worldmodel.commands.run import CHECKPOINT_LICENCE, Outcome, Run, RunSettings, counted, numbers_of
-from worldmodel.commands.train import PretrainedEncoder, labelled, make_encoder
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.data.normalize import Normalizer
 from worldmodel.doctor import hardware_facts

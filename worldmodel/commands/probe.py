@@ -19,7 +19,7 @@ from torch import Tensor
 
 from worldmodel.analysis.figures import save_figure
 from worldmodel.analysis.probe_curves import label_curves
-from worldmodel.commands.probe_arms import ArmEncoders, default_device, parse_arms
+from worldmodel.commands.probe_arms import ArmEncoders, parse_arms
 from worldmodel.commands.probe_cost import plan
 from worldmodel.commands.run import Outcome, Run, RunSettings, counted
 from worldmodel.data.distractor import DistractorConfig
@@ -32,6 +32,7 @@ from worldmodel.evaluation.probe_tasks import TASKS, ProbeTask
 from worldmodel.learning.attentive_probe import AttentiveProbeConfig, clip_tokens, token_grid
 from worldmodel.learning.probe_training import ProbeFitConfig, ProbeProblem, fit_probe
 from worldmodel.models.encoders import Encoder
+from worldmodel.models.runtime import default_device
 
 __all__ = ["Evaluation", "Settings", "frozen_tokens", "plan", "run"]
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from worldmodel.commands import pretrain
 from worldmodel.commands.run import Run
 from worldmodel.config import load
@@ -292,9 +290,3 @@ class ArmEncoders:
             if arm.timm is None and arm.like is None:
                 return self.config(name).image_size
         return TimmEncoderConfig.image_size
-
-
-def default_device() -> torch.device:
-    """The accelerator of this machine, else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found if found is not None else torch.device("cpu")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from worldmodel.commands.probe_arms import ArmEncoders, ProbeArm, default_device, parse_arms
+from worldmodel.commands.probe_arms import ArmEncoders, ProbeArm, parse_arms
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.evaluation.products import Products, matmul_flops
 from worldmodel.learning.attentive_probe import AttentiveProbe, clip_tokens, token_grid
 from worldmodel.learning.probe_training import ProbeFitConfig
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.frozen_encoders import build_encoder
+from worldmodel.models.runtime import default_device
 
 if TYPE_CHECKING:
     from worldmodel.commands.probe import Settings

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from worldmodel.commands.material import Material, PretrainedEncoder, RecolourConfig, material_of
 from worldmodel.commands.run import (
     CHECKPOINT_LICENCE,
     Outcome,
@@ -18,7 +17,6 @@ from worldmodel.commands.run import (
     RunSettings,
     busy,
     check_sinks,
-    counted,
     listening,
     numbers_of,
 )
@@ -27,44 +25,24 @@ from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
 from worldmodel.learning import cloning
 from worldmodel.learning.dynamics import DynamicsConfig, DynamicsTask, validation_losses
-from worldmodel.learning.features import FrameStore, cached_features, encode_all, frame_store
 from worldmodel.learning.fit import FitReport, fit
 from worldmodel.learning.frames import FrameTask
 from worldmodel.learning.open_loop import OpenLoopReport, open_loop_report
-from worldmodel.learning.pseudo_labels import (
-    PseudoLabelConfig,
-    explained_variance,
-    learn_inverse_dynamics,
-    pseudo_labelled,
-)
+from worldmodel.learning.pseudo_labels import PseudoLabelConfig
 from worldmodel.learning.temporal_distance import (
     PairSampler,
     TemporalDistanceTask,
     TemporalDistanceTraining,
     all_latents,
 )
-from worldmodel.models.checkpoint import load_encoder, save_checkpoint
+from worldmodel.models.checkpoint import save_checkpoint
 from worldmodel.models.encoders import Encoder
-from worldmodel.models.frozen_encoders import EncoderConfig, build_encoder
+from worldmodel.models.frozen_encoders import EncoderConfig
 from worldmodel.models.policy_checkpoint import save_policy
-from worldmodel.models.pretrained import OfficialEncoderConfig, load_official_encoder
+from worldmodel.models.pretrained import OfficialEncoderConfig
 from worldmodel.models.temporal_distance import TemporalDistance
-from worldmodel.models.vit import ViTConfig
 
 _VALIDATION_BATCHES = 8
-
-
-@dataclass(kw_only=True)
-class PretrainedEncoder:
-    """An encoder that was trained before.
-
-    Attributes:
-        path: Folder written by `worldmodel pretrain` or `worldmodel train`, or the name of a shipped checkpoint.
-        taps: Blocks whose outputs are concatenated, instead of the ones the encoder was saved with; None keeps those.
-    """
-
-    path: str = "shipped"
-    taps: tuple[int, ...] | None = None
 
 
 @dataclass(kw_only=True)
@@ -77,6 +55,7 @@ class Settings(RunSettings, DynamicsConfig):
             weights, timm's, or raw patches).
         labelled_episodes: Training episodes whose actions are used, drawn by the seed; a smaller number gives a subset
             of a larger one's. None uses all.
+        recolour: Other colours the training frames are seen in as well, each frame by itself.
         pseudo_labels: How the actions of the other training episodes are guessed from their video, so that the dynamics
             are learned on all of them; without steps (the default) they are left out.
         cache_dir: Folder of cached features, shared between runs.
@@ -92,6 +71,7 @@ class Settings(RunSettings, DynamicsConfig):
     data: str
     encoder: PretrainedEncoder | OfficialEncoderConfig | EncoderConfig = field(default_factory=PretrainedEncoder)
     labelled_episodes: int | None = None
+    recolour: RecolourConfig = field(default_factory=RecolourConfig)
     pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     cache_dir: str = "outputs/features"
     out: str | None = None
@@ -110,27 +90,13 @@ class Settings(RunSettings, DynamicsConfig):
                 f"of a frozen encoder: it needs labelled_episodes=N and frozen=true, got {self.labelled_episodes} and "
                 f"frozen={str(self.frozen).lower()}"
             )
+        if self.recolour.copies > 0 and self.latent == "pixels":
+            raise ConfigError("latent=pixels draws the frames themselves, in their own colours; set recolour.copies=0")
 
     @property
     def is_guessing(self) -> bool:
         """Whether unlabelled episodes get guessed actions."""
         return self.pseudo_labels.steps > 0
-
-
-@dataclass(kw_only=True)
-class _Material:
-    """What the training works on; `guesses` says how good guessed labels are, where there are any."""
-
-    encoder: Encoder
-    store: FrameStore
-    train_ids: NDArray[np.int64]
-    val_ids: NDArray[np.int64]
-    guesses: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def measured(self) -> FrameStore:
-        """What a task's head reads: the features, or the frames where these are what is predicted."""
-        return self.store if self.store.pixels is None else replace(self.store, features=self.store.pixels)
 
 
 def run(settings: Settings, run: Run) -> Outcome:
@@ -145,7 +111,7 @@ def run(settings: Settings, run: Run) -> Outcome:
         f"Learning {subject} of {', '.join(dataset.env_ids)} from {len(dataset)} episodes in {settings.steps} steps"
     )
     run.kept = f"the last saved step is in {run.folder}; continue with run_dir={run.folder}"
-    material = _material(settings, dataset, run)
+    material = material_of(settings, dataset, run)
     task, report = _fit(settings, dataset, material, run)
     open_loop = open_loop_report(
         task, material.measured, train_ids=material.train_ids, val_ids=material.val_ids, horizon=settings.horizon
@@ -173,16 +139,19 @@ def clone(settings: Settings, run: Run) -> Outcome:
     What has no meaning without a predictor (rollouts, loss weights, the temporal distance) is not looked at.
 
     Raises:
-        ConfigError: The encoder is not frozen.
+        ConfigError: The encoder is not frozen, or frames are to be recoloured.
     """
-    if not settings.frozen:
-        raise ConfigError("behaviour is cloned on the features of a frozen encoder; set frozen=true")
+    if not settings.frozen or settings.recolour.copies > 0:
+        raise ConfigError(
+            "behaviour is cloned on the features of a frozen encoder, in the colours of the file; set frozen=true and "
+            "recolour.copies=0"
+        )
     dataset = EpisodeDataset.open(settings.data)
     run.note(
         f"Cloning the behaviour in {len(dataset)} episodes of {', '.join(dataset.env_ids)}, {settings.steps} steps"
     )
     run.kept = f"the last saved step is in {run.folder}; continue with run_dir={run.folder}"
-    material = _material(settings, dataset, run)
+    material = material_of(settings, dataset, run)
     shared = ("action_block", "batch_size", "steps", "lr", "weight_decay", "warmup_steps", "clip_norm", "seed")
     policy, report = cloning.clone(
         cloning.CloningConfig(head=settings.compact_head, **{name: getattr(settings, name) for name in shared}),
@@ -210,50 +179,6 @@ def clone(settings: Settings, run: Run) -> Outcome:
     return Outcome(record=record, report=(f"checkpoint: {out}",))
 
 
-def labelled(train_ids: NDArray[np.int64], count: int | None, seed: int) -> NDArray[np.int64]:
-    """The first `count` of the training episodes in an order drawn by the seed, sorted; all of them for None.
-
-    Raises:
-        ConfigError: There are not as many.
-    """
-    if count is None:
-        return train_ids
-    if not 1 <= count <= len(train_ids):
-        raise ConfigError(f"labelled_episodes must be in [1, {len(train_ids)}], the training episodes, got {count}")
-    return np.sort(np.random.default_rng(seed).permutation(train_ids)[:count])
-
-
-def make_encoder(config: PretrainedEncoder | OfficialEncoderConfig | EncoderConfig, seed: int) -> Encoder:
-    """The encoder a setting asks for, frozen.
-
-    Raises:
-        CheckpointError: The pretrained one, or the file of released weights, is missing or corrupt.
-        ConfigError: Its taps name no block.
-    """
-    if isinstance(config, OfficialEncoderConfig):
-        return load_official_encoder(config)
-    if not isinstance(config, PretrainedEncoder):
-        return build_encoder(config, seed=seed).requires_grad_(False).eval()
-    encoder = load_encoder(config.path)
-    if config.taps is not None:
-        encoder = retap(encoder, config.taps)
-    return encoder
-
-
-def retap(encoder: Encoder, taps: tuple[int, ...]) -> Encoder:
-    """The same encoder, giving the outputs of other blocks.
-
-    Raises:
-        ConfigError: The encoder has no blocks to tap, or not these.
-    """
-    config: Any = encoder.config
-    if not isinstance(config, ViTConfig):
-        raise ConfigError(f"encoder.taps needs a ViT encoder, this one is a {type(config).__name__}")
-    tapped = build_encoder(replace(config, taps=taps))
-    tapped.load_state_dict(encoder.state_dict())
-    return tapped.requires_grad_(False).eval()
-
-
 def card_of(
     settings: Settings,
     dataset: EpisodeDataset,
@@ -269,6 +194,7 @@ def card_of(
         "encoder": asdict(settings.encoder),
         "frozen": settings.frozen,
         "labelled_episodes": settings.labelled_episodes,
+        "recolour": asdict(settings.recolour),
         "steps": report.step,
         "minutes": round(report.seconds / 60, 2),
         "seed": settings.seed,
@@ -279,62 +205,6 @@ def card_of(
             **({} if open_loop is None else open_loop.scalars()),
         },
     }
-
-
-def _material(settings: Settings, dataset: EpisodeDataset, run: Run) -> _Material:
-    encoder = make_encoder(settings.encoder, settings.seed).to(_device())
-    train_ids, val_ids = dataset.split(settings.validation_fraction, settings.seed)
-    labelled_ids = labelled(train_ids, settings.labelled_episodes, settings.seed)
-    if settings.frozen and (settings.labelled_episodes is None or settings.is_guessing):
-        with counted("encoding frames", run.progress) as progress:
-            features = cached_features(dataset, encoder, settings.cache_dir, progress=progress)
-        store = FrameStore.from_dataset(dataset, features)
-        if settings.latent == "pixels":
-            with busy("reading frames", run.progress):
-                store = replace(store, pixels=dataset.load_pixels(0, dataset.num_frames))
-        material = _Material(encoder=encoder, store=store, train_ids=train_ids, val_ids=val_ids)
-        return _guessed(settings, dataset, material, labelled_ids, run) if settings.is_guessing else material
-    train_ids = labelled_ids
-    with busy("reading frames", run.progress):
-        store = frame_store(dataset, np.concatenate([train_ids, val_ids]))
-    if settings.frozen:  # a few episodes, encoded sooner than the whole file would be into the cache
-        frames = np.asarray(store.features, np.uint8)
-        with counted("encoding frames", run.progress) as progress:
-            store = replace(store, features=encode_all(encoder, frames, progress=progress))
-        if settings.latent == "pixels":
-            store = replace(store, pixels=frames)
-    train_ids, val_ids = np.split(np.arange(len(store.episode_len)), [len(train_ids)])
-    return _Material(encoder=encoder, store=store, train_ids=train_ids, val_ids=val_ids)
-
-
-def _guessed(
-    settings: Settings, dataset: EpisodeDataset, material: _Material, labelled_ids: NDArray[np.int64], run: Run
-) -> _Material:
-    """The same with guesses in place of the labels of all other training episodes."""
-    unlabelled = np.setdiff1d(material.train_ids, labelled_ids)
-    if len(unlabelled) == 0:
-        raise ConfigError(
-            f"labelled_episodes={settings.labelled_episodes} are all there are to train on, so there is nothing to "
-            "guess; lower it, or set pseudo_labels.steps=0"
-        )
-    model = learn_inverse_dynamics(
-        settings.pseudo_labels,
-        material.store,
-        labelled_ids,
-        seed=settings.seed,
-        run_dir=run.folder / "pseudo_labels",
-        precision=settings.precision,
-        progress=run.progress,
-    )
-    bounds = (dataset.spec.action_low, dataset.spec.action_high)
-    held_out = pseudo_labelled(material.store, model, material.val_ids, bounds)
-    action_r2, proprio_r2 = explained_variance(material.store, held_out, material.val_ids)
-    run.note(
-        f"Guessed the actions of {len(unlabelled)} episodes: of held-out episodes guesses explain "
-        f"{action_r2:.0%} of the actions' variance and {proprio_r2:.0%} of proprioception's"
-    )
-    store = pseudo_labelled(material.store, model, unlabelled, bounds)
-    return replace(material, store=store, guesses={"guessed_action_r2": action_r2, "guessed_proprio_r2": proprio_r2})
 
 
 def _task(settings: Settings, dataset: EpisodeDataset, encoder: Encoder) -> DynamicsTask | FrameTask:
@@ -352,7 +222,7 @@ def _task(settings: Settings, dataset: EpisodeDataset, encoder: Encoder) -> Dyna
 
 
 def _fit(
-    settings: Settings, dataset: EpisodeDataset, material: _Material, run: Run
+    settings: Settings, dataset: EpisodeDataset, material: Material, run: Run
 ) -> tuple[DynamicsTask | FrameTask, FitReport]:
     task = _task(settings, dataset, material.encoder)
     task.fit_statistics(material.store, material.train_ids)
@@ -386,13 +256,14 @@ def _fit(
 
 
 def _fit_distance(
-    settings: Settings, task: DynamicsTask | FrameTask, material: _Material, run: Run
+    settings: Settings, task: DynamicsTask | FrameTask, material: Material, run: Run
 ) -> TemporalDistance | None:
     """Learn how far goals are, on the latents of the trained head."""
     if settings.temporal_distance.steps == 0 or isinstance(task, FrameTask) or settings.latent != "compact":
         return None
     with busy("computing latents", run.progress):
-        latents = all_latents(task.head.eval(), material.store.features)
+        head = task.head.eval()
+        latents = torch.stack([all_latents(head, look) for look in material.store.looks])
     pairs = PairSampler(
         latents,
         material.store,
@@ -415,9 +286,3 @@ def _fit_distance(
             title="training distance",
         )
     return learner.distance.cpu().eval()
-
-
-def _device() -> torch.device:
-    """The accelerator of this machine, else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found if found is not None else torch.device("cpu")

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from worldmodel.data.distractor import DistractorConfig, distract
+from worldmodel.data.recolour import Recolouring, recolour
 from worldmodel.data.records import ARRAYS, Episode, EpisodeSpec, check_episode, episode_digest, frame_rows
 from worldmodel.data.storage import (
     INDEX_DTYPES,
@@ -185,6 +186,8 @@ class EpisodeDataset:
 
     distractor: DistractorConfig | None = None
     """Drawn over every frame that is read; set by `open`."""
+    recolouring: Recolouring | None = None
+    """What every frame that is read is recoloured by, distractor and all; set by `open`."""
 
     def __init__(self, path: Path, spec: EpisodeSpec, index: EpisodeIndex, small: dict[str, NDArray[Any]]) -> None:
         self.path = path
@@ -196,12 +199,15 @@ class EpisodeDataset:
         self.contact: NDArray[np.bool_] = small["contact"]
 
     @classmethod
-    def open(cls, path: str | Path, *, distractor: DistractorConfig | None = None) -> EpisodeDataset:
+    def open(
+        cls, path: str | Path, *, distractor: DistractorConfig | None = None, recolouring: Recolouring | None = None
+    ) -> EpisodeDataset:
         """Open and validate a file: header, index, shapes, dtypes and finite values.
 
         Args:
             path: HDF5 file.
             distractor: Drawn over every frame that is read. The file is left as it is, and `verify` is for the file.
+            recolouring: Other colours for every frame that is read; the same holds.
 
         Raises:
             DataError: Missing, unreadable, or holding values that make no sense.
@@ -226,6 +232,7 @@ class EpisodeDataset:
         dataset = cls(path, spec, index, small)
         dataset._refuse_nan()
         dataset.distractor = distractor if distractor is not None and distractor.kind != "none" else None
+        dataset.recolouring = recolouring
         return dataset
 
     def _refuse_nan(self) -> None:
@@ -272,9 +279,17 @@ class EpisodeDataset:
         """
         sha = hashlib.sha256(self.spec.to_json().encode())
         sha.update(np.ascontiguousarray(self.index.digest).data)
-        if self.distractor is not None:
-            sha.update(json.dumps(self.distractor.facts, sort_keys=True).encode())
+        sha.update(self.changes)
         return sha.hexdigest()
+
+    @property
+    def changes(self) -> bytes:
+        """Identity of what is done to every frame that is read; empty for frames as they are in the file."""
+        return b"".join(
+            json.dumps(change.facts, sort_keys=True).encode()
+            for change in (self.distractor, self.recolouring)
+            if change is not None
+        )
 
     def verify(self) -> None:
         """Read every episode and compare it with its digest.
@@ -312,7 +327,11 @@ class EpisodeDataset:
             raise DataError(f"frames [{start}, {stop}) are not inside [0, {self.num_frames}) of {self.path}")
         with open_file(self.path) as file:
             frames: NDArray[np.uint8] = file["pixels"][start:stop]
-        return frames if self.distractor is None else self._distracted(frames, start)
+        if self.distractor is not None:
+            frames = self._distracted(frames, start)
+        if self.recolouring is not None:
+            frames = recolour(frames, self.recolouring, rows=np.arange(start, stop))
+        return frames
 
     def _distracted(self, frames: NDArray[np.uint8], start: int) -> NDArray[np.uint8]:
         """The frames [start, start + F) with the distractor of their episodes over them."""

@@ -48,7 +48,8 @@ class LossWeights:
         sigreg: SIGReg on the latents.
         proprio: Error of the (standardised) proprioception read linearly from the latent.
         reconstruction: Error of a random sketch of the tokens decoded from the latent, at the first and the last frame
-            of the sub-trajectory; keeps objects that are small and seldom moved.
+            of the sub-trajectory; keeps objects that are small and seldom moved. Of frames in other colours the tokens
+            of the original are asked for.
         straightening: One minus the cosine between consecutive latent displacements.
     """
 
@@ -246,7 +247,7 @@ class DynamicsTask(nn.Module):
         """Set the standardisation of tokens, actions and proprioception from training episodes."""
         chosen = store.statistics_frames(episode_ids, self.config.seed)
         parts = np.array_split(chosen, min(32, len(chosen)))
-        tokens = (torch.from_numpy(store.features[part]) for part in parts)
+        tokens = (torch.from_numpy(look[part]) for part in parts for look in store.looks)
         if isinstance(self.head, PixelHead):
             tokens = (self.head.tokens(block) for block in tokens)
         self.head.standardise.fit(tokens)
@@ -319,7 +320,8 @@ class DynamicsTask(nn.Module):
             parts["proprio"] = functional.mse_loss(self.readout(z).float(), self.proprio_normalizer(batch.proprio))
         if self.decoder is not None:
             ends = slice(None, None, z.shape[1] - 1)
-            parts["reconstruction"] = self.decoder.loss(z[:, ends], self.head.standardise, batch.features[:, ends])
+            tokens = batch.features if batch.original is None else batch.original
+            parts["reconstruction"] = self.decoder.loss(z[:, ends], self.head.standardise, tokens[:, ends])
         if weights.sigreg > 0:
             directions = self.config.sigreg_directions
             parts["sigreg"] = sigreg(z.transpose(0, 1), num_directions=directions, generator=generator)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,10 @@ def cached_features(
 
 
 def _prefix_hash(dataset: EpisodeDataset, episodes: int) -> str:
-    """Identity of the first episodes of a data set."""
-    return hashlib.sha256(np.ascontiguousarray(dataset.index.digest[:episodes]).data).hexdigest()
+    """Identity of the first episodes of a data set, as they are read."""
+    sha = hashlib.sha256(np.ascontiguousarray(dataset.index.digest[:episodes]).data)
+    sha.update(dataset.changes)
+    return sha.hexdigest()
 
 
 def _compute(
@@ -187,6 +189,7 @@ class FrameStore:
         episode_start: (E,) first frame of each episode.
         episode_len: (E,) frames of each episode.
         pixels: (F, Y, X, 3) uint8 frames beside the features, for what is trained to draw them; else None.
+        recoloured: Features of the same frames in other colours, any number of arrays like `features`.
     """
 
     features: NDArray[np.float16] | NDArray[np.uint8]
@@ -197,6 +200,12 @@ class FrameStore:
     episode_start: NDArray[np.int64]
     episode_len: NDArray[np.int64]
     pixels: NDArray[np.uint8] | None = None
+    recoloured: tuple[NDArray[np.float16] | NDArray[np.uint8], ...] = ()
+
+    @property
+    def looks(self) -> tuple[NDArray[np.float16] | NDArray[np.uint8], ...]:
+        """Features of every frame in all its colours, those of the file first."""
+        return (self.features, *self.recoloured)
 
     @classmethod
     def from_dataset(cls, dataset: EpisodeDataset, features: NDArray[np.float16]) -> FrameStore:
@@ -238,6 +247,7 @@ class TrajectoryBatch:
         proprio: (B, T, P) env units.
         frames: (B, T) frame numbers in the data set.
         pixels: (B, T, Y, X, 3) uint8 frames where the store has them beside the features, else None.
+        original: Features like `features` in the colours of the file, where those are in others; else None.
     """
 
     features: Tensor
@@ -245,6 +255,7 @@ class TrajectoryBatch:
     proprio: Tensor
     frames: Tensor
     pixels: Tensor | None = None
+    original: Tensor | None = None
 
 
 class SeededSampler:
@@ -268,6 +279,8 @@ class SeededSampler:
 
 class TrajectorySampler(SeededSampler):
     """Draws sub-trajectories uniformly over every frame offset of the given episodes, with replacement.
+
+    Where the store has frames in several colours, those of each frame are drawn for it alone.
 
     Args:
         store: Features, actions and proprioception.
@@ -307,7 +320,16 @@ class TrajectorySampler(SeededSampler):
 
     def next_batch(self) -> TrajectoryBatch:
         """Draw the next batch."""
-        return self.batch_at(self.starts[self._rng.integers(len(self.starts), size=self.batch_size)])
+        batch = self.batch_at(self.starts[self._rng.integers(len(self.starts), size=self.batch_size)])
+        looks = self.store.looks
+        if len(looks) == 1:
+            return batch
+        frames = batch.frames.numpy()
+        drawn = self._rng.integers(len(looks), size=frames.shape)
+        features = batch.features.clone()
+        for number, look in enumerate(looks[1:], start=1):
+            features[torch.from_numpy(drawn == number)] = torch.from_numpy(np.asarray(look[frames[drawn == number]]))
+        return replace(batch, features=features, original=batch.features)
 
     def __iter__(self) -> Iterator[TrajectoryBatch]:
         """Endless batches."""
@@ -315,7 +337,7 @@ class TrajectorySampler(SeededSampler):
             yield self.next_batch()
 
     def batch_at(self, starts: NDArray[np.int64]) -> TrajectoryBatch:
-        """Sub-trajectories that start at the given frames (B,)."""
+        """Sub-trajectories that start at the given frames (B,), in the colours of the file."""
         frames = starts[:, None] + self.action_block * np.arange(self.num_frames)  # (B, T)
         between = frames[:, :-1, None] + np.arange(self.action_block)  # (B, T-1, action_block)
         actions = self.store.action[between].reshape(len(starts), self.num_frames - 1, -1)

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from worldmodel.data.recolour import check_strength, mapped_colours
 from worldmodel.errors import ConfigError
 from worldmodel.learning.masking import MaskConfig, context_distance, sample_masks
 from worldmodel.models.encoders import VideoViT
@@ -55,6 +56,8 @@ class MaskedConfig:
         context_ramp_steps: Training steps over which that weight grows linearly from 0; None for all of it at once.
         jitter: Largest relative change of contrast and, over full scale, of brightness, drawn per frame and colour
             for the visible tokens only; the targets stay as they are.
+        recolour: Strength, in [0, 1], of a random affine map of the colours, drawn per tubelet for the visible tokens
+            only; the targets stay as they are.
         checkpoint_activations: Compute the blocks again in the backward pass instead of keeping what they held.
     """
 
@@ -67,6 +70,7 @@ class MaskedConfig:
     context_loss_decays: bool = True
     context_ramp_steps: int | None = None
     jitter: float = 0.0
+    recolour: float = 0.0
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
@@ -77,6 +81,7 @@ class MaskedConfig:
         for name in ("motion_weight", "context_loss_weight", "jitter"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")
+        check_strength("recolour", self.recolour)
         if self.context_ramp_steps is not None and self.context_ramp_steps < 1:
             raise ConfigError(f"context_ramp_steps must be >= 1 or None, got {self.context_ramp_steps}")
         if self.predictor.num_mask_tokens < len(self.mask.num_blocks):
@@ -332,8 +337,8 @@ class MaskedTask(nn.Module, ABC):
         grid = (view.video.shape[1] // self.encoder.config.tubelet_size, *self.encoder.config.grid[1:])
         patches = self.encoder.patchify(view.video)
         targets = self.targets(view)
-        if config.jitter > 0:
-            patches = self.encoder.patchify(self._jittered(view.video, generator))
+        if config.jitter > 0 or config.recolour > 0:
+            patches = self.encoder.patchify(self._disguised(view.video, generator))
         with_context = config.context_loss_weight > 0
         losses, extras = [], []
         masks = sample_masks(config.mask, grid, len(view.video), generator, motion=view.motion)
@@ -371,6 +376,17 @@ class MaskedTask(nn.Module, ABC):
         if weight is not None:
             token_error = token_error * weight
         return token_error.mean()
+
+    def _disguised(self, video: Tensor, generator: torch.Generator) -> Tensor:
+        """What visible tokens are made of: recoloured, then jittered."""
+        if self.masking.recolour > 0:
+            tubelet = self.encoder.config.tubelet_size
+            shape = (len(video), video.shape[1] // tubelet, 3)
+            normal = torch.randn((*shape, 3), generator=generator, device=video.device)
+            uniform = torch.rand(shape, generator=generator, device=video.device)
+            normal, uniform = (draw.repeat_interleave(tubelet, dim=1) for draw in (normal, uniform))
+            video = mapped_colours(video, normal, uniform, self.masking.recolour)
+        return self._jittered(video, generator) if self.masking.jitter > 0 else video
 
     def _jittered(self, video: Tensor, generator: torch.Generator) -> Tensor:
         shape = (*video.shape[:3], 1, 1)

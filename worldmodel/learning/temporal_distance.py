@@ -107,7 +107,7 @@ class PairSampler(SeededSampler):
     """Draws transitions and goals from the latents of whole episodes.
 
     Args:
-        latents: (F, N, D) latent of every frame of the data set.
+        latents: (F, N, D) latent of every frame of the data set; or (V, F, N, D) in V colours, drawn for each frame.
         store: Tells which frames form an episode.
         episode_ids: Episodes to draw from.
         action_block: Env steps in one model step.
@@ -129,7 +129,7 @@ class PairSampler(SeededSampler):
         seed: int,
     ) -> None:
         super().__init__(seed)
-        self._latents = latents
+        self._looks = latents if latents.dim() == 4 else latents[None]
         self._block = action_block
         self._config = config
         self._starts = store.windows(episode_ids, action_block)
@@ -152,12 +152,18 @@ class PairSampler(SeededSampler):
         goal = np.where(kind > 1 - config.other_fraction, rng.choice(self._frames, size=config.batch_size), goal)
         successor = frame + self._block
         return PairBatch(
-            latent=self._latents[torch.from_numpy(frame)],
-            successor=self._latents[torch.from_numpy(successor)],
-            goal=self._latents[torch.from_numpy(goal)],
+            latent=self._seen(frame),
+            successor=self._seen(successor),
+            goal=self._seen(goal),
             is_goal=torch.from_numpy(goal == frame),
             successor_is_goal=torch.from_numpy(goal == successor),
         )
+
+    def _seen(self, frames: NDArray[np.int64]) -> Tensor:
+        """Latents (B, N, D) of frames (B,)."""
+        count = len(self._looks)
+        looks = np.zeros(len(frames), np.int64) if count == 1 else self._rng.integers(count, size=len(frames))
+        return self._looks[torch.from_numpy(looks), torch.from_numpy(frames)]
 
 
 class TemporalDistanceTask(nn.Module):

@@ -47,6 +47,12 @@ class RuntimeConfig:
                 raise ConfigError(f"device must be a torch device, got {self.device!r}") from error
 
 
+def default_device() -> torch.device:
+    """The accelerator of this machine, else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found if found is not None else torch.device("cpu")
+
+
 def equipped(model: WorldModel, runtime: RuntimeConfig) -> WorldModel:
     """The model, computing as asked for; moved, not copied.
 
