@@ -156,3 +156,23 @@ def test_a_wrong_override_is_found_before_anything_runs(data: Path, tmp_path: Pa
 def test_no_time_for_a_cell_is_said(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"raise low_label\.max_minutes"):
         comparison(replace(CONFIG, max_minutes=0.0), data, tmp_path / "run").run()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_encoded_frames_are_kept_for_other_cells_when_asked_to(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    grid = comparison(replace(CONFIG, labels=(None,), looks=("trained",), keep_features=keep), data, tmp_path / "run")
+    features = tmp_path / "run" / "features" / "encoder-data.npy"
+
+    def encodes(self: Comparison, *_: object) -> dict[str, object]:
+        features.parent.mkdir()
+        features.touch()
+        return {"minutes": 1.0}
+
+    found = {"episodes_table": [{"held": True, "ever": True}], "manifest_hash": "aa"}
+    monkeypatch.setattr(Comparison, "_train", encodes)
+    monkeypatch.setattr(Comparison, "_evaluate", lambda *_: found)
+    grid.make(next(cell for cell in grid.cells if cell.arm == "random_vit"))
+    assert features.exists() == keep
+    assert len(read_rows(grid.folder)) == 1

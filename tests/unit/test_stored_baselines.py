@@ -12,7 +12,12 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.episodes import EpisodeResult
 from worldmodel.evaluation.manifest import Baseline, Manifest, build_manifest
 from worldmodel.evaluation.model_baselines import ModelBaselinesConfig
-from worldmodel.evaluation.stored_baselines import load_model_baselines, save_model_baselines, stored_path
+from worldmodel.evaluation.stored_baselines import (
+    check_storable,
+    load_model_baselines,
+    save_model_baselines,
+    stored_path,
+)
 from worldmodel.testing import PointMassEnv
 
 
@@ -81,3 +86,13 @@ def test_settings_are_checked() -> None:
         ModelBaselinesConfig(names=("ibc",))
     with pytest.raises(ConfigError, match="names is empty"):
         ModelBaselinesConfig(names=())
+
+
+def test_a_checkpoint_that_nothing_can_be_written_beside_is_refused_at_once(tmp_path: Path, manifest: Manifest) -> None:
+    check_storable(tmp_path, manifest)
+    assert list((tmp_path / "baselines").iterdir()) == []
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "baselines").write_text("a file, not a folder")
+    with pytest.raises(ConfigError, match=r"cannot be written .*give checkpoint=COPY"):
+        check_storable(blocked, manifest)

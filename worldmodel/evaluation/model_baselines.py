@@ -20,7 +20,7 @@ from worldmodel.evaluation.evaluate import EvaluateConfig, ModelAgents, model_ag
 from worldmodel.evaluation.manifest import Baseline, Manifest, find_manifest
 from worldmodel.evaluation.runlog import RunLog, describe
 from worldmodel.evaluation.runs import Schedule, identity_of, run_manifest
-from worldmodel.evaluation.stored_baselines import MODEL_BASELINES, save_model_baselines
+from worldmodel.evaluation.stored_baselines import MODEL_BASELINES, check_storable, save_model_baselines
 from worldmodel.learning.cloning import CloningConfig, CloningMaterial, clone
 from worldmodel.learning.features import FrameStore, Progress, cached_features
 from worldmodel.models.checkpoint import read_card
@@ -150,13 +150,14 @@ def make_model_baselines(
         The manifest, the outcomes by name, and the file they were stored in.
 
     Raises:
-        ConfigError: A value is out of range, or the data is not the model's.
+        ConfigError: A value is out of range, the data is not the model's, or its checkpoint's folder cannot be written.
         CheckpointError: The checkpoint is missing, corrupt, or not made for the environment.
         DataError: Manifest or data are missing or corrupt.
     """
     env_id = resolve_env_id(config.env)
     manifest = find_manifest(config.manifest, env_id)
     model = model_agents(EvaluateConfig(env=config.env, checkpoint=config.checkpoint), env_id)
+    check_storable(model.checkpoint, manifest)
     trained = [name for name in config.names if name in _TRAINED]
     material = None if not trained else _material(config, model, encoding)
     found = {}

@@ -9,11 +9,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from worldmodel.errors import DataError, WorldModelError
+from worldmodel.errors import ConfigError, DataError, WorldModelError
 from worldmodel.evaluation.manifest import Baseline, Manifest
 
 FORMAT = 1
@@ -25,6 +26,28 @@ _HASH_DIGITS = 16
 def stored_path(checkpoint: Path, manifest: Manifest) -> Path:
     """File of the baselines of a checkpoint on a manifest."""
     return checkpoint / "baselines" / f"{manifest.hash[:_HASH_DIGITS]}.json.gz"
+
+
+def check_storable(checkpoint: Path, manifest: Manifest) -> None:
+    """Refuse a checkpoint beside which nothing can be written, before hours are spent on what is to be stored there.
+
+    Args:
+        checkpoint: Its folder.
+        manifest: The tasks.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
+    """
+    path = stored_path(checkpoint, manifest)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"baselines are stored beside the checkpoint, and {path.parent} cannot be written ({error.strerror}); copy "
+            "the checkpoint's folder and give checkpoint=COPY"
+        ) from error
 
 
 def load_model_baselines(checkpoint: Path, checkpoint_hash: str, manifest: Manifest) -> dict[str, Baseline]:
