@@ -300,6 +300,7 @@ COMMANDS: dict[str, Command] = {
         keys=(
             ("experiment=quick", "quick (90 minutes on two cores), shipped (the checkpoint in the package), tiny"),
             ("experiment=low_label", "targets, random and end-to-end encoders at few labelled episodes, cell by cell"),
+            ("experiment=new_colours", "the same at 200 labels, with and without training in random other colours"),
             ("low_label.max_minutes=N", "begin no cell after N minutes; the same command goes on later"),
             ("experiment=vjepa2_vitl16", "V-JEPA as published (vjepa1_vitl16, vjepa2_vitg16, ...): for clusters"),
             ("run_dir=FOLDER", "stages that are done in it are skipped"),
