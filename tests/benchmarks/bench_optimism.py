@@ -26,10 +26,10 @@ from torch import Tensor
 from worldmodel.control.agents import MPCAgent
 from worldmodel.control.costs import LatentCost
 from worldmodel.control.oracle import SimulatedLatentCost, SimulatorCost, env_blocks
+from worldmodel.control.threads import torch_threads
 from worldmodel.control.workers import parallel_map
 from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.envs.base import Array, GoalEnv, Task
-from worldmodel.evaluation.episodes import torch_threads
 from worldmodel.evaluation.evaluate import EvaluateConfig, model_agents
 from worldmodel.evaluation.manifest import Manifest, find_manifest
 from worldmodel.evaluation.stats import resampled

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from worldmodel.control import collect as module
 from worldmodel.control.collect import (
-    MAX_NOISE_STD,
     CollectConfig,
-    NoisyExpert,
     collect,
     episode_seed,
     record_block,
@@ -21,11 +19,14 @@ from worldmodel.control.collect import (
     remembered_interrupt,
     spec_of,
 )
+from worldmodel.control.noisy import MAX_NOISE_STD, Noisy
+from worldmodel.control.planned import Planned
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.envs import make_env
 from worldmodel.envs.base import GoalEnv
 from worldmodel.envs.scripted import expert
 from worldmodel.errors import ConfigError, DataError, SimulationError
+from worldmodel.testing import PointMassEnv, PointMassModel
 
 Config = Callable[..., CollectConfig]
 
@@ -171,12 +172,11 @@ class Still:
         return np.zeros(4, np.float32)
 
 
-def test_noise_is_correlated_and_of_the_drawn_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "expert", lambda name: Still())
+def test_noise_is_correlated_and_of_the_drawn_size() -> None:
     env = make_env("reach", render=False)
     tracks = []
     for seed in range(60):
-        policy = NoisyExpert("reach", np.random.default_rng(seed))
+        policy = Noisy(Still(), np.random.default_rng(seed))
         tracks.append(np.stack([policy.act(env) for _ in range(50)]))
     noise = np.stack(tracks)
     assert noise.std() == pytest.approx(MAX_NOISE_STD / np.sqrt(3), rel=0.15)  # mean square of U(0, m) is m^2 / 3
@@ -265,3 +265,13 @@ def test_a_recording_whose_shell_ignores_ctrl_c_goes_on(minds_ctrl_c: None) -> N
         signal.raise_signal(signal.SIGINT)
         check()  # does not raise
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_planned_policy_acts_toward_the_goal_it_is_shown() -> None:
+    """With the exact model of a point mass the recording ends at the goal."""
+    env = PointMassEnv()
+    episode = record_episode(
+        env, Planned(PointMassModel(), seed=0), seed=3, steps=env.max_steps, label="planned", env_id="p"
+    )
+    assert episode.success
+    env.close()

@@ -74,8 +74,10 @@ def test_some_affine_map_gives_any_new_look() -> None:
 
 
 def test_colours_are_cut_off_at_black_and_white() -> None:
-    bright = torch.full((2, 3, 4, 4), 0.9)
-    mapped = mapped_colours(bright, torch.eye(3).expand(2, -1, -1) * 50, torch.full((2, 3), 0.5), 1.0)
+    bright = torch.full((2, 3, 16), 0.9)
+    normal, uniform = torch.eye(3).expand(2, -1, -1) * 50, torch.full((2, 3), 0.5)
+    mapped = mapped_colours(bright, normal, uniform, 1.0)
+    assert np.allclose(mapped_colours(bright.numpy(), normal.numpy(), uniform.numpy(), 1.0), mapped)
     assert mapped.min() >= 0
     assert mapped.max() == 1
 

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from worldmodel.analysis.episode import Judge
 from worldmodel.analysis.video import Film, write_video
+from worldmodel.control.threads import torch_threads
 from worldmodel.control.workers import parallel_map
 from worldmodel.envs import make_env
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.attribution import Subject
-from worldmodel.evaluation.episodes import Block, EpisodeResult, agent_seed, run_block, torch_threads
+from worldmodel.evaluation.episodes import Block, EpisodeResult, agent_seed, run_block
 
 _SIDE = 320
 

@@ -23,12 +23,12 @@ from worldmodel.analysis.episode import WatchedEpisode
 from worldmodel.analysis.landscape import ActionAxis, Landscape, energy_landscape, tabletop_axes
 from worldmodel.analysis.style import CHOSEN, MUTED, SECOND, tidy
 from worldmodel.control.costs import LatentCost
+from worldmodel.control.threads import torch_threads
 from worldmodel.envs import make_env
 from worldmodel.envs.base import GoalEnv
 from worldmodel.envs.scripted import expert
 from worldmodel.envs.tabletop import WORKSPACE_HIGH, WORKSPACE_LOW, TabletopEnv
 from worldmodel.errors import CheckpointError, ConfigError
-from worldmodel.evaluation.episodes import torch_threads
 from worldmodel.evaluation.evaluate import EvaluateConfig, model_agents
 from worldmodel.evaluation.manifest import draw_task
 from worldmodel.models.world_model import ModelSpec

@@ -35,17 +35,22 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "collect": Command(
-        summary="record episodes of scripted play and experts into one HDF5 file",
+        summary="record episodes of scripted play, experts or a trained model into one HDF5 file",
         keys=(
             ("env=push", "environment: reach, push, a registered id, or MODULE:ID of your own"),
             ("episodes=1000", "episodes in the file when done"),
             ("expert_fraction=0.3", "share acted by the scripted expert, the rest is exploratory play"),
+            (
+                "planned_fraction=0.5",
+                "share in which checkpoint=shipped (or FOLDER) plans, to train on what its plans do",
+            ),
             ("out=FILE", "where to; append=true continues a file"),
             ("workers=2", "processes, one thread each"),
         ),
         examples=(
             "worldmodel collect env=reach episodes=200 out=outputs/reach.h5",
             "worldmodel collect env=push episodes=2000 out=outputs/push.h5 append=true",
+            "worldmodel collect env=push episodes=300 expert_fraction=0 planned_fraction=1 out=outputs/planned.h5",
         ),
     ),
     "inspect": Command(

@@ -17,9 +17,10 @@ class Settings(RunSettings, CollectConfig):
 
 def run(settings: Settings, run: Run) -> Outcome:
     """Record and say how fast."""
+    planned = f", {settings.planned_fraction:.0%} planned" if settings.planned_fraction else ""
     run.note(
-        f"Recording {settings.episodes} episodes of {settings.env} ({settings.expert_fraction:.0%} expert, the rest "
-        f"play) with {settings.workers} workers into {settings.out}"
+        f"Recording {settings.episodes} episodes of {settings.env} ({settings.expert_fraction:.0%} expert{planned}, "
+        f"the rest play) with {settings.workers} workers into {settings.out}"
     )
     run.kept = f"the episodes recorded so far are in {settings.out}; continue with append=true"
     report = collect(settings, progress=run.progress)

@@ -1,4 +1,4 @@
-"""Recording episodes: scripted policies in simulated environments, in parallel, into one episode file.
+"""Recording episodes: scripted policies or a trained model, simulated in parallel, into one episode file.
 
 Work is split into blocks of episodes. A worker builds one environment (and one renderer) per block and returns arrays;
 the parent alone writes, in episode order. Every episode draws from its own stream, seeded by (seed, episode), so the
@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from worldmodel.control.noisy import Noisy, Watching
 from worldmodel.control.workers import parallel_map
 from worldmodel.data.episodes import EpisodeDataset, EpisodeWriter
 from worldmodel.data.records import Episode, EpisodeSpec
@@ -30,10 +30,6 @@ from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.envs.base import GoalEnv
 from worldmodel.envs.scripted import OwnExpert, Policy, expert, play
 from worldmodel.errors import ConfigError, DataError
-
-MAX_NOISE_STD = 0.5
-"""Expert episodes draw the standard deviation of their action noise from [0, MAX_NOISE_STD], share of half-range."""
-_NOISE_MEMORY = 0.7  # AR(1) coefficient: about three control steps, so that noise moves the arm instead of jittering it
 
 
 @dataclass(kw_only=True)
@@ -48,6 +44,9 @@ class CollectConfig:
         seed: Root of all random streams; a non-negative integer.
         expert_fraction: Share of episodes acted by the scripted expert with action noise; play for the rest. 0 for
             environments without an expert.
+        planned_fraction: Share of episodes in which a trained model plans (CEM 100 x 4), with the same noise: what its
+            plans really lead to, for the next training.
+        checkpoint: That model: a folder, the name of a shipped one, or "shipped".
         image_size: Height and width of the pictures, pixels.
         steps: Control steps per episode; None means the limit of the environment.
         append: Continue the file. Environments may share one file when their specs agree.
@@ -60,6 +59,8 @@ class CollectConfig:
     workers: int = 2
     seed: int = 0
     expert_fraction: float = 0.3
+    planned_fraction: float = 0.0
+    checkpoint: str = "shipped"
     image_size: int = 64
     steps: int | None = None
     append: bool = False
@@ -72,8 +73,12 @@ class CollectConfig:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ConfigError(f"seed must be >= 0, got {self.seed}")
-        if not 0 <= self.expert_fraction <= 1:
-            raise ConfigError(f"expert_fraction must be in [0, 1], got {self.expert_fraction}")
+        for name in ("expert_fraction", "planned_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.expert_fraction + self.planned_fraction > 1:
+            got = f"{self.expert_fraction} + {self.planned_fraction}"
+            raise ConfigError(f"expert_fraction + planned_fraction must be <= 1, got {got}")
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps must be >= 1 or null, got {self.steps}")
 
@@ -106,32 +111,6 @@ def episode_seed(seed: int, episode: int) -> int:
     return int(np.random.SeedSequence([seed, episode]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-class NoisyExpert:
-    """The scripted expert with correlated action noise and, per episode, its own noise level.
-
-    Noise makes it visit states around its path and press against the object off-centre, which a dynamics model has to
-    know about.
-
-    Args:
-        env_name: Environment the expert is for.
-        rng: Stream of this episode.
-    """
-
-    def __init__(self, env_name: str, rng: np.random.Generator) -> None:
-        self._expert = expert(env_name)
-        self._rng = rng
-        self._std = rng.uniform(0.0, MAX_NOISE_STD)
-        self._noise: NDArray[np.float64] | None = None
-
-    def act(self, env: GoalEnv) -> NDArray[np.float32]:
-        """Action (A_env,) for the current state."""
-        action = self._expert.act(env)
-        fresh = self._rng.normal(0.0, self._std, action.shape)
-        old = fresh if self._noise is None else self._noise
-        self._noise = _NOISE_MEMORY * old + np.sqrt(1 - _NOISE_MEMORY**2) * fresh
-        return np.asarray(action + self._noise, np.float32)
-
-
 def record_episode(env: GoalEnv, policy: Policy, *, seed: int, steps: int, label: str, env_id: str) -> Episode:
     """Run one policy for one episode and keep everything.
 
@@ -151,6 +130,8 @@ def record_episode(env: GoalEnv, policy: Policy, *, seed: int, steps: int, label
     pixels, proprio = [observation["pixels"]], [observation["proprio"]]
     actions, privileged, contact = [], [env.privileged()], [bool(info["contact"])]
     for _ in range(steps):
+        if isinstance(policy, Watching):
+            policy.see(observation)
         action = np.clip(policy.act(env), low, high).astype(np.float32)
         observation, _, _, _, info = env.step(action)
         actions.append(action)
@@ -177,18 +158,41 @@ def record_block(config: CollectConfig, first: int, last: int) -> list[Episode]:
     env = make_env(config.env, image_size=config.image_size)
     try:
         steps = _num_steps(config, env)
+        plan = _planner(config, spec_of(env, env_id, config.image_size)) if config.planned_fraction > 0 else None
         episodes = []
         for number in range(first, last):
             seed = episode_seed(config.seed, number)
             # A child of the stored seed: reset(seed) already uses the seed itself to sample the task.
             rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
-            is_expert = rng.random() < config.expert_fraction
-            policy: Policy = NoisyExpert(config.env, rng) if is_expert else play(config.env, rng)
-            label = "expert" if is_expert else "play"
+            label, policy = _policy(config, plan, rng, seed)
             episodes.append(record_episode(env, policy, seed=seed, steps=steps, label=label, env_id=env_id))
         return episodes
     finally:
         env.close()
+
+
+def _planner(config: CollectConfig, spec: EpisodeSpec) -> Callable[[int], Policy]:
+    """What makes a planning policy from a seed; torch is loaded here, so that other recordings do without.
+
+    Raises:
+        CheckpointError: The model is missing, corrupt, or not made for the environment.
+    """
+    from worldmodel.control.planned import Planned
+    from worldmodel.models.checkpoint import load_checkpoint
+
+    return partial(Planned, load_checkpoint(config.checkpoint, env_spec=spec))
+
+
+def _policy(
+    config: CollectConfig, plan: Callable[[int], Policy] | None, rng: np.random.Generator, seed: int
+) -> tuple[str, Policy]:
+    """Who acts in an episode, drawn by its stream, and the name that is stored."""
+    draw = rng.random()
+    if draw < config.expert_fraction:
+        return "expert", Noisy(expert(config.env), rng)
+    if plan is not None and draw < config.expert_fraction + config.planned_fraction:
+        return "planned", Noisy(plan(seed), rng)
+    return "play", play(config.env, rng)
 
 
 def spec_of(env: GoalEnv, env_id: str, image_size: int) -> EpisodeSpec:
@@ -222,6 +226,7 @@ def collect(config: CollectConfig, progress: bool = True) -> CollectReport:
 
     Raises:
         ConfigError: A value is out of range or the environment is unknown.
+        CheckpointError: The model that is to plan is missing, corrupt, or not made for the environment.
         DataError: The file exists without `append`, belongs to another spec, or cannot be written.
         RenderingError: No OpenGL backend works.
         SimulationError: An episode could not be simulated.
@@ -237,6 +242,8 @@ def collect(config: CollectConfig, progress: bool = True) -> CollectReport:
         spec = spec_of(env, env_id, config.image_size)
         if config.expert_fraction > 0:
             _check_expert(config, env)
+        if config.planned_fraction > 0:
+            _planner(config, spec)
     finally:
         env.close()
     recorded = frames = 0

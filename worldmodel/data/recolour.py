@@ -11,9 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from worldmodel.errors import ConfigError
 
@@ -69,26 +67,24 @@ def recolour(pixels: NDArray[np.uint8], config: Recolouring, *, rows: NDArray[np
     for place, row in enumerate(rows):
         stream = np.random.default_rng([config.seed, int(row)])
         draws[place, :3], draws[place, 3] = stream.standard_normal((3, 3)), stream.random(3)
-    normal, uniform = torch.from_numpy(draws[:, :3]), torch.from_numpy(draws[:, 3])
-    video = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    mapped = mapped_colours(video, normal, uniform, config.strength)
-    found: NDArray[np.uint8] = (mapped * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    video = pixels.reshape(len(pixels), -1, 3).swapaxes(1, 2).astype(np.float32) / 255
+    mapped = mapped_colours(video, draws[:, :3], draws[:, 3], config.strength)
+    found: NDArray[np.uint8] = (mapped * 255).round().astype(np.uint8).swapaxes(1, 2).reshape(pixels.shape)
     return found
 
 
-def mapped_colours(video: Tensor, normal: Tensor, uniform: Tensor, strength: float) -> Tensor:
-    """Colours under one affine map per frame, cut off at black and white.
+def mapped_colours(video: Any, normal: Any, uniform: Any, strength: float) -> Any:
+    """Colours under one affine map per frame, cut off at black and white; of arrays, or of tensors.
 
     Args:
-        video: (..., 3, Y, X) in [0, 1].
+        video: (..., 3, P) the P pixels of each frame, in [0, 1].
         normal: (..., 3, 3) standard normal draws: the map.
         uniform: (..., 3) draws from [0, 1): where middle grey goes.
         strength: In [0, 1].
 
     Returns:
-        (..., 3, Y, X) in [0, 1].
+        (..., 3, P) in [0, 1].
     """
     low, high = _LEVELS
-    level = low + (high - low) * uniform[..., None, None]
-    mixed = torch.einsum("...ij,...jyx->...iyx", _GAIN * normal, video - _MIDDLE) + level
-    return video.lerp(mixed, strength).clamp(0, 1)
+    mixed = (_GAIN * normal) @ (video - _MIDDLE) + (low + (high - low) * uniform[..., None])
+    return (video + strength * (mixed - video)).clip(0, 1)

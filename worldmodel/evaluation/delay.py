@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from worldmodel.control.threads import torch_threads
 from worldmodel.envs import make_env
-from worldmodel.evaluation.episodes import agent_seed, torch_threads
+from worldmodel.evaluation.episodes import agent_seed
 from worldmodel.evaluation.manifest import Manifest
 from worldmodel.evaluation.stats import quantile
 from worldmodel.types import Goal

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
+from worldmodel.control.threads import torch_threads
 from worldmodel.control.workers import parallel_map
 from worldmodel.envs import make_env
 from worldmodel.envs.base import GoalEnv, Task
@@ -233,17 +232,6 @@ def run_episodes(blocks: Sequence[Block], factory: AgentFactory, *, workers: int
         ConfigError: `workers` is not positive.
     """
     yield from parallel_map(partial(_run_job, factory), blocks, workers=workers)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Run a block of code with a fixed number of torch threads and restore the previous number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run_job(factory: AgentFactory, block: Block) -> list[EpisodeRun]:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from worldmodel.control.agents import MPCAgent
 from worldmodel.control.receding import Observation
+from worldmodel.control.threads import torch_threads
 from worldmodel.control.workers import parallel_map
 from worldmodel.envs import make_env
 from worldmodel.envs.base import GoalEnv
-from worldmodel.evaluation.episodes import Block, agent_seed, run_block, torch_threads
+from worldmodel.evaluation.episodes import Block, agent_seed, run_block
 from worldmodel.evaluation.evaluate import ModelAgents
 from worldmodel.evaluation.manifest import Manifest
 from worldmodel.types import Context, Goal, Latent, to_tensor

@@ -21,8 +21,8 @@ from worldmodel import planners
 from worldmodel.control import objectives
 from worldmodel.control.costs import LatentCost, PlanningModel
 from worldmodel.control.objectives import Objective
+from worldmodel.control.threads import torch_threads
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.evaluation.episodes import torch_threads
 from worldmodel.evaluation.runlog import describe
 from worldmodel.planners import Plan, Planner, PlanTrace
 from worldmodel.types import Context, Latent

@@ -385,7 +385,8 @@ class MaskedTask(nn.Module, ABC):
             normal = torch.randn((*shape, 3), generator=generator, device=video.device)
             uniform = torch.rand(shape, generator=generator, device=video.device)
             normal, uniform = (draw.repeat_interleave(tubelet, dim=1) for draw in (normal, uniform))
-            video = mapped_colours(video, normal, uniform, self.masking.recolour)
+            pixels = mapped_colours(video.flatten(3), normal, uniform, self.masking.recolour)
+            video = pixels.view_as(video)
         return self._jittered(video, generator) if self.masking.jitter > 0 else video
 
     def _jittered(self, video: Tensor, generator: torch.Generator) -> Tensor:
