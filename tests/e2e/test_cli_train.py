@@ -129,6 +129,17 @@ def test_encoding_a_few_episodes_gives_what_the_cache_gives(
     }
 
 
+def test_an_encoder_in_training_sees_other_colours_too(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = []
+    for copies in (0, 2):
+        argv = ["train", f"data={data}", *TINY, *END_TO_END, f"recolour.copies={copies}", f"run_dir={copies}", "--json"]
+        assert main(argv) == 0
+        losses.append(json.loads(capsys.readouterr().out)["metrics"]["val_rollout"])
+    assert losses[0] != losses[1]
+
+
 def test_frames_in_other_colours_are_refused_where_they_mean_nothing(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -200,7 +200,7 @@ def test_the_context_loss_is_added_with_its_weight() -> None:
 def test_jitter_changes_what_is_seen_and_not_what_is_predicted() -> None:
     plain, jittered, batch = make(), make(jitter=0.3), clips()
     video = batch.pixels.permute(0, 1, 4, 2, 3).float() / 255
-    seen = jittered._jittered(video, stream())
+    seen = jittered._disguised(video, stream())
     shift = (seen - video).mean(dim=(-1, -2))
     assert float(shift.std(dim=1).min()) > 0.005  # per frame, so that it cannot be copied from a neighbour
     assert seen.min() >= 0

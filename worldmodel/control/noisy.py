@@ -12,7 +12,7 @@ from worldmodel.envs.base import GoalEnv
 from worldmodel.envs.scripted import Policy
 
 MAX_NOISE_STD = 0.5
-"""Expert episodes draw the standard deviation of their action noise from [0, MAX_NOISE_STD], share of half-range."""
+"""Episodes with noise draw its standard deviation from [0, MAX_NOISE_STD], share of half the action range."""
 _NOISE_MEMORY = 0.7  # AR(1) coefficient: about three control steps, so that noise moves the arm instead of jittering it
 
 

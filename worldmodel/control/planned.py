@@ -22,11 +22,6 @@ from worldmodel.planners import CEM
 from worldmodel.types import Goal
 
 
-def recording_search(action_block: int) -> CEM:
-    """The search that recordings are planned with, that of `planner=cem_fast`."""
-    return CEM(num_samples=100, num_elites=10, num_iterations=4, action_repeat=action_block)
-
-
 class Planned:
     """Plans towards the goal picture of the episode; a `Policy` that has to see every observation.
 
@@ -36,7 +31,9 @@ class Planned:
     """
 
     def __init__(self, model: PlanningModel, seed: int) -> None:
-        self._agent = MPCAgent(model, recording_search(model.spec.action_block), default_objective(model))
+        repeat = model.spec.action_block
+        search = CEM(num_samples=100, num_elites=10, num_iterations=4, action_repeat=repeat)  # planner=cem_fast
+        self._agent = MPCAgent(model, search, default_objective(model))
         self._seed = seed
         self._seen: Mapping[str, NDArray[Any]] | None = None
         self._begun = False

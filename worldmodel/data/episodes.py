@@ -285,11 +285,8 @@ class EpisodeDataset:
     @property
     def changes(self) -> bytes:
         """Identity of what is done to every frame that is read; empty for frames as they are in the file."""
-        return b"".join(
-            json.dumps(change.facts, sort_keys=True).encode()
-            for change in (self.distractor, self.recolouring)
-            if change is not None
-        )
+        changes = [change.facts for change in (self.distractor, self.recolouring) if change is not None]
+        return b"".join(json.dumps(facts, sort_keys=True).encode() for facts in changes)
 
     def verify(self) -> None:
         """Read every episode and compare it with its digest.

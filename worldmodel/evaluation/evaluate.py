@@ -40,7 +40,7 @@ class EvaluateConfig:
         env: Environment, short name or id.
         episodes: The first so many tasks of the manifest.
         checkpoint: Folder of a checkpoint (world model or policy), the name of a shipped one, or "shipped". A policy
-            does not plan: planner, objective and replan_every are of no consequence to it.
+            does not plan: planner, objective, replan_every and runtime are of no consequence to it.
         workers: Processes, one thread each; outcomes do not depend on it.
         planner: Search in latent space; None means CEM over actions held for a model step.
         objective: What the search minimises; None means the model's default (`default_objective`).

@@ -14,8 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from worldmodel.data.recolour import check_strength, mapped_colours
+from worldmodel.data.recolour import check_strength
 from worldmodel.errors import ConfigError
+from worldmodel.learning.disguise import jittered, recoloured
 from worldmodel.learning.masking import MaskConfig, context_distance, sample_masks
 from worldmodel.models.encoders import VideoViT
 from worldmodel.models.masked_predictor import MaskedPredictor, MaskedPredictorConfig
@@ -379,22 +380,10 @@ class MaskedTask(nn.Module, ABC):
 
     def _disguised(self, video: Tensor, generator: torch.Generator) -> Tensor:
         """What visible tokens are made of: recoloured, then jittered."""
-        if self.masking.recolour > 0:
-            tubelet = self.encoder.config.tubelet_size
-            shape = (len(video), video.shape[1] // tubelet, 3)
-            normal = torch.randn((*shape, 3), generator=generator, device=video.device)
-            uniform = torch.rand(shape, generator=generator, device=video.device)
-            normal, uniform = (draw.repeat_interleave(tubelet, dim=1) for draw in (normal, uniform))
-            pixels = mapped_colours(video.flatten(3), normal, uniform, self.masking.recolour)
-            video = pixels.view_as(video)
-        return self._jittered(video, generator) if self.masking.jitter > 0 else video
-
-    def _jittered(self, video: Tensor, generator: torch.Generator) -> Tensor:
-        shape = (*video.shape[:3], 1, 1)
-        draw = torch.rand((2, *shape), generator=generator, device=video.device) * 2 - 1
-        contrast, brightness = 1 + self.masking.jitter * draw[0], self.masking.jitter * draw[1]
-        middle = video.mean(dim=(-2, -1), keepdim=True)
-        return ((video - middle) * contrast + middle + brightness).clamp(0, 1)
+        config = self.masking
+        if config.recolour > 0:
+            video = recoloured(video, config.recolour, self.encoder.config.tubelet_size, generator)
+        return jittered(video, config.jitter, generator) if config.jitter > 0 else video
 
 
 def _rows(view: View, first: int, last: int) -> View:
