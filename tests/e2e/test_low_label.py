@@ -12,6 +12,7 @@ from rich.console import Console
 from worldmodel.cli import main
 from worldmodel.commands.low_label import Comparison, LowLabelConfig
 from worldmodel.commands.run import Run
+from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation import baselines
 from worldmodel.evaluation.low_label import read_rows
@@ -151,6 +152,19 @@ def test_a_wrong_override_is_found_before_anything_runs(data: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match="encodr"):
         comparison(config, data, tmp_path / "run").check()
     assert not (tmp_path / "run" / "encoders").exists()
+
+
+def test_cells_of_two_recordings_are_not_mixed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = comparison(replace(CONFIG, labels=(3,), looks=("trained",)), data, tmp_path / "run")
+    found = {"episodes_table": [{"held": True, "ever": True}], "manifest_hash": "aa"}
+    monkeypatch.setattr(Comparison, "_train", lambda *_: {"minutes": 1.0})
+    monkeypatch.setattr(Comparison, "_evaluate", lambda *_: found)
+    grid.make(next(cell for cell in grid.cells if cell.arm == "random_vit"))
+    (row,) = read_rows(grid.folder)
+    assert row.data == EpisodeDataset.open(data).content_hash
+    replace(row, data="0123456789abcdef").save(grid.folder)
+    with pytest.raises(DataError, match="was made from recording 0123456789ab"):
+        grid.run()
 
 
 def test_no_time_for_a_cell_is_said(data: Path, tmp_path: Path) -> None:

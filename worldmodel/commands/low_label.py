@@ -22,6 +22,7 @@ from worldmodel.commands import evaluate, pretrain, train
 from worldmodel.commands.material import PretrainedEncoder
 from worldmodel.commands.run import Outcome, Run
 from worldmodel.config import load
+from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.envs import ENV_IDS, make_env, resolve_env_id
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.baselines import ManifestConfig, OracleAgents, make_manifest
@@ -159,8 +160,9 @@ class Comparison:
         """Run the cells that are not there yet, then compare all that are.
 
         Raises:
-            DataError: No cell is finished.
+            DataError: No cell is finished, or one was made from another recording.
         """
+        self._check_recording()
         begin, missing = time.perf_counter(), self.missing()
         self._run.note(f"{len(self.cells)} cells, {len(self.cells) - len(missing)} of them done before")
         for number, cell in enumerate(missing, start=1):
@@ -205,6 +207,16 @@ class Comparison:
                     "low_label.cells"
                 )
 
+    def _check_recording(self) -> None:
+        """Refuse to put cells of two recordings side by side: who is labelled would differ."""
+        recording = EpisodeDataset.open(self._data).content_hash
+        for row in read_rows(self.folder):
+            if row.data not in ("", recording):
+                raise DataError(
+                    f"{self.folder / row.cell.name}.json was made from recording {row.data[:12]}, {self._data} is "
+                    f"{recording[:12]}; choose another run_dir or low_label.cells"
+                )
+
     def missing(self) -> list[Cell]:
         """Cells that lack a look, in order."""
         done = {row.cell for row in read_rows(self.folder) if set(self._config.looks) <= row.held.keys()}
@@ -232,6 +244,7 @@ class Comparison:
             held={look: [bool(task["held"]) for task in table] for look, table in tables.items()},
             ever={look: [bool(task["ever"]) for task in table] for look, table in tables.items()},
             manifests={look: str(record["manifest_hash"]) for look, record in found.items()},
+            data=EpisodeDataset.open(self._data).content_hash,
         )
         (row if known is None else known.with_looks_of(row)).save(self.folder)
         if not self._config.keep_features:

@@ -50,6 +50,7 @@ class Row:
         held: Success at the last step, per look, one per task.
         ever: Success at any moment, per look, one per task.
         manifests: Hash of the tasks, per look.
+        data: Content hash of the recording; empty in cells from before it was kept.
     """
 
     cell: Cell
@@ -59,6 +60,7 @@ class Row:
     held: Mapping[str, list[bool]]
     ever: Mapping[str, list[bool]]
     manifests: Mapping[str, str]
+    data: str = ""
 
     def with_looks_of(self, other: Row) -> Row:
         """This cell with the outcomes of another evaluation of it added."""
