@@ -9,6 +9,7 @@ from worldmodel.planners.cmaes import CMAES
 from worldmodel.planners.gradient import CEMGradient, Gradient
 from worldmodel.planners.icem import ICEM
 from worldmodel.planners.mppi import MPPI
+from worldmodel.planners.settling import SettlingCEM
 from worldmodel.planners.shooting import PredictiveSampling, RandomShooting
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "Planner",
     "PredictiveSampling",
     "RandomShooting",
+    "SettlingCEM",
 ]

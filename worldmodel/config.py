@@ -53,6 +53,7 @@ _OPTIONS = {
     },
     "planner": {
         "cem": "worldmodel.planners:CEM",
+        "settling_cem": "worldmodel.planners:SettlingCEM",
         "icem": "worldmodel.planners:ICEM",
         "mppi": "worldmodel.planners:MPPI",
         "predictive_sampling": "worldmodel.planners:PredictiveSampling",

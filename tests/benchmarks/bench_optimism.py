@@ -1,8 +1,10 @@
 """Does a longer search find better plans, or the mistakes of the model? Predicted against true outcome, by search.
 
     python tests/benchmarks/bench_optimism.py push 12 2
+    python tests/benchmarks/bench_optimism.py reach 12 2 24
 
-(environment, validation tasks, workers). Prints a table and one JSON object.
+(environment, validation tasks, workers, control steps before the first state: none, or enough to be near the goal).
+Prints a table and one JSON object.
 
 An episode is driven by `cem_fast`. At four of its states every search plans afresh, and its plan is carried out in the
 simulator: what did the model predict that the plan would cost, what does it cost by the same objective on the pictures
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -33,19 +36,21 @@ from worldmodel.envs.base import Array, GoalEnv, Task
 from worldmodel.evaluation.evaluate import EvaluateConfig, model_agents
 from worldmodel.evaluation.manifest import Manifest, find_manifest
 from worldmodel.evaluation.stats import resampled
-from worldmodel.planners import CEM
+from worldmodel.planners import CEM, SettlingCEM
 from worldmodel.types import Context, Goal, to_tensor
 
-SEARCHES = {"100 x 4": (100, 4), "200 x 6": (200, 6), "300 x 30": (300, 30)}
+SEARCHES = {
+    "100 x 4": CEM(num_samples=100, num_elites=10, num_iterations=4),
+    "200 x 6": CEM(num_samples=200, num_elites=20, num_iterations=6),
+    "200 x 6, narrow": CEM(num_samples=200, num_elites=20, num_iterations=6, init_std=0.2),
+    "200 x 6, settling": SettlingCEM(num_samples=200, num_elites=20, num_iterations=6),
+    "300 x 30": CEM(num_samples=300, num_elites=30, num_iterations=30),
+}
+DRIVER = "100 x 4"
 NAMES = ("no motion", "random", "random again", *SEARCHES)
 MEASURES = ("predicted cost", "true cost", "true distance, cm", "error of the last latent")
 REFERENCE = "200 x 6"
 MODEL_STEPS_BETWEEN, STATES = 2, 4
-
-
-def search(samples: int, iterations: int, block: int) -> CEM:
-    """CEM with a tenth of the candidates as elites."""
-    return CEM(num_samples=samples, num_elites=samples // 10, num_iterations=iterations, action_repeat=block)
 
 
 def measured(agent: MPCAgent, sim: GoalEnv, task: Task, state: Array, frame: Array, seed: int) -> NDArray[np.float64]:
@@ -59,9 +64,9 @@ def measured(agent: MPCAgent, sim: GoalEnv, task: Task, state: Array, frame: Arr
     stream = torch.Generator().manual_seed(seed)
     drawn = torch.rand(1, 2, horizon, len(low) // block, generator=stream).repeat(1, 1, 1, block)
     plans = [low.new_zeros(1, 1, horizon, len(low)), low + (high - low) * drawn.to(low)]
-    for samples, iterations in SEARCHES.values():
+    for search in SEARCHES.values():
         rng = [torch.Generator().manual_seed(seed)]
-        plans.append(search(samples, iterations, block).plan(cost, low, high, rng=rng).actions[:, None])
+        plans.append(replace(search, action_repeat=block).plan(cost, low, high, rng=rng).actions[:, None])
     actions = torch.cat(plans, dim=1)
     true = SimulatedLatentCost(sim, [state], [task], model, agent.objective, goal)(actions)
     metres = SimulatorCost(sim, [state], [task], block, step_weight=0.0)(actions)
@@ -82,10 +87,11 @@ def last_latents(agent: MPCAgent, sim: GoalEnv, task: Task, state: Array, action
     return agent.world_model.encode(to_tensor(np.stack(pictures))[:, None]).visual[:, 0]
 
 
-def episode(env_id: str, manifest: Manifest, number: int) -> NDArray[np.float64]:
-    """(states, plans, measures) along one episode."""
+def episode(env_id: str, manifest: Manifest, first: int, number: int) -> NDArray[np.float64]:
+    """(states, plans, measures) along one episode, from its control step `first` on."""
     block = 3
-    factory = model_agents(EvaluateConfig(env=env_id, planner=search(100, 4, block)), env_id)
+    driver = replace(SEARCHES[DRIVER], action_repeat=block)
+    factory = model_agents(EvaluateConfig(env=env_id, planner=driver), env_id)
     with torch_threads(1), torch.inference_mode():
         agent, task = factory.build(), manifest.tasks[number]
         assert (agent.world_model.spec.action_block, agent.world_model.window) == (block, 1)
@@ -93,8 +99,8 @@ def episode(env_id: str, manifest: Manifest, number: int) -> NDArray[np.float64]
         obs, _ = env.reset(seed=number, options={"task": task})
         agent.reset([Goal(pixels=env.render_goal(task))], seeds=[number])
         found = []
-        for step in range(STATES * MODEL_STEPS_BETWEEN * block):
-            if step % (MODEL_STEPS_BETWEEN * block) == 0:
+        for step in range(first + STATES * MODEL_STEPS_BETWEEN * block):
+            if step >= first and (step - first) % (MODEL_STEPS_BETWEEN * block) == 0:
                 sim.reset(options={"task": task})
                 found.append(measured(agent, sim, task, env.get_state(), obs["pixels"], 100 * number + step))
             obs = env.step(agent.act({key: value[None] for key, value in obs.items()})[0])[0]
@@ -103,14 +109,14 @@ def episode(env_id: str, manifest: Manifest, number: int) -> NDArray[np.float64]
     return np.stack(found)
 
 
-def main(env: str, tasks: int, workers: int) -> None:
+def main(env: str, tasks: int, workers: int, first: int = 0) -> None:
     """Measure, and compare every plan with that of the default search; tasks are resampled as wholes."""
     env_id = resolve_env_id(env)
     manifest = find_manifest("validation", env_id)
-    job = partial(episode, env_id, manifest)
+    job = partial(episode, env_id, manifest, first)
     found = np.stack(list(parallel_map(job, list(range(tasks)), workers=workers, ordered=True))).mean(axis=1)
     draws = resampled(tasks, np.random.default_rng(0)) / tasks  # (R, tasks)
-    title = f"{env}, {tasks} validation tasks, {STATES} states each"
+    title = f"{env}, {tasks} validation tasks, {STATES} states each from control step {first}"
     table = Table(title=title, caption=f"means; in brackets minus {REFERENCE}, 95 % over tasks")
     table.add_column("plan")
     record: dict[str, dict[str, list[float]]] = {}
@@ -131,4 +137,4 @@ def main(env: str, tasks: int, workers: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -12,6 +12,7 @@ from worldmodel.planners import (
     Planner,
     PredictiveSampling,
     RandomShooting,
+    SettlingCEM,
 )
 from worldmodel.planners.base import mean_over
 from worldmodel.testing import quadratic
@@ -39,7 +40,9 @@ def cems(draw: st.DrawFn) -> CEM:
 @st.composite
 def others(draw: st.DrawFn) -> Planner:
     """Any other planner at a small size."""
-    cls = draw(st.sampled_from([ICEM, MPPI, PredictiveSampling, RandomShooting, CMAES, CEMGradient, Gradient]))
+    cls = draw(
+        st.sampled_from([SettlingCEM, ICEM, MPPI, PredictiveSampling, RandomShooting, CMAES, CEMGradient, Gradient])
+    )
     sizes = {"horizon": draw(st.integers(1, 4)), "num_iterations": draw(st.integers(1, 3))}
     if cls is Gradient:
         return cls(**sizes, num_restarts=draw(st.integers(2, 5)), lr=draw(st.floats(0.01, 0.5)))

@@ -26,6 +26,7 @@ from worldmodel.planners import (
     Planner,
     PredictiveSampling,
     RandomShooting,
+    SettlingCEM,
 )
 from worldmodel.planners.icem import mix_steps, noise_mixture
 from worldmodel.planners.mppi import path_weights
@@ -34,6 +35,7 @@ from worldmodel.testing import check_planner, quadratic
 LOW, HIGH = torch.tensor([-1.0, -0.5]), torch.tensor([1.0, 2.0])
 SMALL: dict[str, Planner] = {
     "cem": CEM(num_samples=24, num_elites=5, num_iterations=4, horizon=3),
+    "settling_cem": SettlingCEM(num_samples=24, num_elites=5, num_iterations=4, horizon=3),
     "icem": ICEM(num_samples=24, num_elites=5, num_iterations=4, horizon=3),
     "mppi": MPPI(num_samples=24, num_elites=5, num_iterations=4, horizon=3),
     "predictive_sampling": PredictiveSampling(num_samples=24, num_iterations=4, horizon=3),
@@ -238,6 +240,7 @@ def test_descent_stops_by_the_length_of_its_steps() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda: SettlingCEM(near_steps=0.0), "near_steps must be a positive number of model steps, got 0.0"),
         (lambda: ICEM(noise_beta=-1), "noise_beta"),
         (lambda: ICEM(keep_fraction=1.5), r"keep_fraction must be in \[0, 1\], got 1.5"),
         (lambda: ICEM(sample_decay=0.5), "sample_decay"),
@@ -420,5 +423,6 @@ def test_calls_are_counted_as_they_are_announced(planner: Planner) -> None:
         scored += actions.shape[1] * (3 if actions.requires_grad else 1)
         return quadratic(targets(1))(actions)
 
+    cost.counts_steps = True  # type: ignore[attr-defined]  # a planner may want to know
     planner.plan(cost, LOW, HIGH, rng=streams(1))
     assert scored == planner.num_calls

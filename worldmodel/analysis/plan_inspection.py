@@ -52,6 +52,7 @@ class RecordedCost:
 
     def __init__(self, cost_fn: CostFn) -> None:
         self._cost_fn = cost_fn
+        self.counts_steps = bool(getattr(cost_fn, "counts_steps", False))
         self.candidates: list[Tensor] = []
         self.costs: list[Tensor] = []
 

@@ -49,6 +49,9 @@ class PlanningModel(Protocol):
 class LatentCost:
     """Cost of action sequences under a world model (a `CostFn`).
 
+    Attributes:
+        counts_steps: Whether a cost is a number of model steps to the goal.
+
     Args:
         world_model: Predicts latents.
         objective: Turns predicted and goal latents into a cost.
@@ -64,6 +67,7 @@ class LatentCost:
         if goal.visual.ndim != 4 or tuple(goal.visual.shape[:2]) != (num_problems, 1):
             expected = f"(B={num_problems}, 1, N, D)"
             raise PlanningError(f"the goal latent must have shape {expected}, got {tuple(goal.visual.shape)}")
+        self.counts_steps = objective.counts_steps
         self._world_model = world_model
         self._objective = objective
         self._context = context

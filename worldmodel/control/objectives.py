@@ -34,6 +34,11 @@ class Objective(ABC):
         """Which of the H model steps the cost depends on; the latents of others may hold anything finite."""
         return (True,) * horizon
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the number is one of model steps to the goal, so that a planner may ask what is near."""
+        return False
+
     def bind(self, model: object) -> Objective:
         """The objective for one model; those that use learned parts of a model take them here.
 
@@ -63,6 +68,11 @@ class ObjectiveSum(Objective):
     def scored_steps(self, horizon: int) -> tuple[bool, ...]:
         """See `Objective.scored_steps`."""
         return tuple(any(steps) for steps in zip(*(term.scored_steps(horizon) for term in self.terms), strict=True))
+
+    @property
+    def counts_steps(self) -> bool:
+        """See `Objective.counts_steps`; a price beside the steps is counted as some of them."""
+        return any(term.counts_steps for term in self.terms)
 
     def bind(self, model: object) -> Objective:
         """See `Objective.bind`."""
@@ -182,6 +192,11 @@ class BoundStepsToGoal(Objective):
 
     definition: StepsToGoal
     distance: nn.Module
+
+    @property
+    def counts_steps(self) -> bool:
+        """See `Objective.counts_steps`."""
+        return True
 
     def scored_steps(self, horizon: int) -> tuple[bool, ...]:
         """See `Objective.scored_steps`."""

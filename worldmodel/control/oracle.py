@@ -92,6 +92,9 @@ class SimulatedLatentCost:
     cost (it does not). Only the steps the objective scores are drawn and encoded. The environment is left in some
     later state: give the oracle one of its own, which renders.
 
+    Attributes:
+        counts_steps: See `LatentCost`.
+
     Args:
         env: Simulates and draws all problems, one after another.
         states: Full states at which the B plans start.
@@ -116,6 +119,7 @@ class SimulatedLatentCost:
         if not len(states) == len(tasks) == len(goal.visual):
             counts = f"{len(states)} states, {len(tasks)} tasks, {len(goal.visual)} goals"
             raise ConfigError(f"every problem needs a state, a task and a goal, got {counts}")
+        self.counts_steps = objective.counts_steps
         self._env = env
         self._states = states
         self._tasks = tasks

@@ -57,11 +57,13 @@ class CountedCost:
 
     Attributes:
         cost_fn: Does the scoring.
+        counts_steps: Whether its costs are numbers of model steps to the goal.
         num_calls: Sequences scored so far; one that is to be differentiated counts three times.
     """
 
     def __init__(self, cost_fn: CostFn) -> None:
         self.cost_fn = cost_fn
+        self.counts_steps = bool(getattr(cost_fn, "counts_steps", False))
         self.num_calls = 0
 
     def __call__(self, actions: Tensor) -> Tensor:

@@ -120,6 +120,7 @@ class TimedCost:
 
     def __init__(self, cost_fn: CostFn, device: torch.device) -> None:
         self._cost_fn = cost_fn
+        self.counts_steps = bool(getattr(cost_fn, "counts_steps", False))
         self._device = device
         self.seconds = 0.0
         self.calls = 0
