@@ -17,7 +17,7 @@ from worldmodel.evaluation.evaluate import EvaluateConfig, evaluate
 from worldmodel.evaluation.manifest import Baseline, Manifest, build_manifest, load_manifest
 from worldmodel.evaluation.result import BASELINES, EvalResult, summarise
 from worldmodel.evaluation.stats import wilson_interval
-from worldmodel.planners.cem import CEM
+from worldmodel.planners import CEM, SettlingCEM
 
 
 def _row(episode: int, held: bool) -> EpisodeResult:
@@ -148,7 +148,7 @@ def test_manifest_command_stores_floors_and_ceiling_with_the_budget(tmp_path: Pa
 def test_the_command_line_and_the_library_have_the_same_defaults() -> None:
     assert load("manifest").settings.oracle == ManifestConfig().oracle
     settings = load("evaluate").settings
-    assert settings.planner == CEM(action_repeat=3), "what planner=None means for a model with action_block=3"
+    assert settings.planner == SettlingCEM(action_repeat=3), "what planner=None means for a model with action_block=3"
     assert settings.objective is None
 
 

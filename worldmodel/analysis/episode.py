@@ -202,7 +202,7 @@ def watch(
         checkpoint: Folder of a checkpoint, the name of a shipped one, or "shipped".
         env: Environment, short name or id.
         seed: Number of the task among the demonstration tasks, which no training or evaluation uses.
-        planner: Search in latent space; None means CEM over actions held for a model step.
+        planner: Search in latent space; None means `SettlingCEM` over actions held for a model step.
         objective: What the search minimises; None means the model's default.
         replan_every: Model steps carried out between plans.
 

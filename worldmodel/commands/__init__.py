@@ -162,7 +162,7 @@ COMMANDS: dict[str, Command] = {
             ("env=push", "environment: reach, push or a registered id"),
             ("checkpoint=shipped", "trained model: the one in the package, or a folder"),
             ("task=3", "which demonstration task; any number, the default is one that the shipped model solves"),
-            ("planner=cem", "or settling_cem, cem_fast, icem, mppi, cmaes, gradient, cem_gradient, ..."),
+            ("planner=settling_cem", "or cem, cem_fast, icem, mppi, cmaes, gradient, cem_gradient, ..."),
             ("planner.horizon=5", "model steps; planner.num_samples=300 planner.num_iterations=6 ..."),
             ("sinks=[rerun]", "also write a recording for the Rerun viewer"),
         ),

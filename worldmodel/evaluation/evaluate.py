@@ -27,7 +27,7 @@ from worldmodel.models.policy_checkpoint import is_policy, load_policy
 from worldmodel.models.runtime import RuntimeConfig, equipped
 from worldmodel.models.world_model import WorldModel
 from worldmodel.planners.base import Planner
-from worldmodel.planners.cem import CEM
+from worldmodel.planners.settling import SettlingCEM
 
 MEASURED = "measured"
 
@@ -42,7 +42,7 @@ class EvaluateConfig:
         checkpoint: Folder of a checkpoint (world model or policy), the name of a shipped one, or "shipped". A policy
             does not plan: planner, objective, replan_every and runtime are of no consequence to it.
         workers: Processes, one thread each; outcomes do not depend on it.
-        planner: Search in latent space; None means CEM over actions held for a model step.
+        planner: Search in latent space; None means `SettlingCEM` over actions held for a model step.
         objective: What the search minimises; None means the model's default (`default_objective`).
         replan_every: Model steps carried out between plans.
         batch: Episodes a process runs in lockstep; outcomes do not depend on it.
@@ -225,7 +225,7 @@ def model_agents(config: EvaluateConfig, env_id: str) -> ModelAgents:
     folder = resolve_checkpoint(config.checkpoint, env_id).resolve()
     identity = checkpoint_hash(folder)
     world_model = _load_once(folder, identity, *astuple(config.runtime))
-    planner = CEM(action_repeat=world_model.spec.action_block) if config.planner is None else config.planner
+    planner = SettlingCEM(action_repeat=world_model.spec.action_block) if config.planner is None else config.planner
     if not 1 <= config.replan_every <= planner.horizon:
         raise ConfigError(f"replan_every must be in [1, planner.horizon={planner.horizon}], got {config.replan_every}")
     image_size = world_model.spec.image_size
