@@ -345,6 +345,11 @@ class Problems:
         return cost.detach().to(self.low)
 
 
+def counts_steps(cost_fn: CostFn) -> bool:
+    """Whether a cost function says that its costs are numbers of model steps to the goal (`counts_steps`)."""
+    return bool(getattr(cost_fn, "counts_steps", False))
+
+
 class Stopwatch:
     """Wall time of one `plan` call, and whether another iteration fits into its budget.
 

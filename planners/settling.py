@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.errors import ConfigError
-from worldmodel.planners.base import CostFn, Plan, Problems
+from worldmodel.planners.base import CostFn, Plan, Problems, counts_steps
 from worldmodel.planners.cem import CEM, CEMSearch
 from worldmodel.planners.sampling import Search
 
@@ -59,7 +59,7 @@ class _SettlingSearch(CEMSearch):
 
     def iterate(self, cost_fn: CostFn, iteration: int) -> None:
         """See `Search.iterate`."""
-        is_first = iteration == 0 and getattr(cost_fn, "counts_steps", False)
+        is_first = iteration == 0 and counts_steps(cost_fn)
         self._scales = self._scales_at(cost_fn) if is_first else None
         super().iterate(cost_fn, iteration)
 

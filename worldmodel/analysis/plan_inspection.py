@@ -32,7 +32,7 @@ from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.evaluation.evaluate import EvaluateConfig, model_agents
 from worldmodel.evaluation.manifest import draw_task
 from worldmodel.models.world_model import ModelSpec
-from worldmodel.planners.base import Plan
+from worldmodel.planners.base import Plan, counts_steps
 from worldmodel.types import CostFn
 
 Array = NDArray[np.float64]
@@ -52,7 +52,7 @@ class RecordedCost:
 
     def __init__(self, cost_fn: CostFn) -> None:
         self._cost_fn = cost_fn
-        self.counts_steps = bool(getattr(cost_fn, "counts_steps", False))
+        self.counts_steps = counts_steps(cost_fn)
         self.candidates: list[Tensor] = []
         self.costs: list[Tensor] = []
 

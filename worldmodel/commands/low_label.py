@@ -207,9 +207,13 @@ class Comparison:
                     "low_label.cells"
                 )
 
+    def _recording(self) -> str:
+        """Content hash of the episode file."""
+        return EpisodeDataset.open(self._data).content_hash
+
     def _check_recording(self) -> None:
         """Refuse to put cells of two recordings side by side: who is labelled would differ."""
-        recording = EpisodeDataset.open(self._data).content_hash
+        recording = self._recording()
         for row in read_rows(self.folder):
             if row.data not in ("", recording):
                 raise DataError(
@@ -244,7 +248,7 @@ class Comparison:
             held={look: [bool(task["held"]) for task in table] for look, table in tables.items()},
             ever={look: [bool(task["ever"]) for task in table] for look, table in tables.items()},
             manifests={look: str(record["manifest_hash"]) for look, record in found.items()},
-            data=EpisodeDataset.open(self._data).content_hash,
+            data=self._recording(),
         )
         (row if known is None else known.with_looks_of(row)).save(self.folder)
         if not self._config.keep_features:

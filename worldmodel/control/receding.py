@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worldmodel.errors import ConfigError
 from worldmodel.planners import CostFn, Plan, Planner
+from worldmodel.planners.base import counts_steps
 from worldmodel.types import Goal, Latent, to_tensor
 
 Observation = dict[str, Any]
@@ -63,7 +64,7 @@ class CountedCost:
 
     def __init__(self, cost_fn: CostFn) -> None:
         self.cost_fn = cost_fn
-        self.counts_steps = bool(getattr(cost_fn, "counts_steps", False))
+        self.counts_steps = counts_steps(cost_fn)
         self.num_calls = 0
 
     def __call__(self, actions: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from worldmodel.evaluation.stats import quantile
 from worldmodel.models.runtime import PRECISIONS, RuntimeConfig
 from worldmodel.models.world_model import WorldModel
 from worldmodel.planners import CEM, MPPI, CostFn, Plan, Planner
+from worldmodel.planners.base import counts_steps
 
 SQUARES = (1024, 2048)
 """Sides of the square products among the shapes that the best rate is taken from."""
@@ -120,7 +121,7 @@ class TimedCost:
 
     def __init__(self, cost_fn: CostFn, device: torch.device) -> None:
         self._cost_fn = cost_fn
-        self.counts_steps = bool(getattr(cost_fn, "counts_steps", False))
+        self.counts_steps = counts_steps(cost_fn)
         self._device = device
         self.seconds = 0.0
         self.calls = 0
