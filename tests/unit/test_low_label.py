@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmodel.analysis.success_curves import LabelCurve, label_figure
-from worldmodel.commands.low_label import Arm, LowLabelConfig, figure_of
+from worldmodel.analysis.success_curves import LabelCurve, label_figure, low_label_figure
+from worldmodel.commands.low_label import Arm, LowLabelConfig
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.low_label import Cell, Results, Row, read_rows
 
@@ -66,7 +66,7 @@ def test_holes_are_left_open() -> None:
     assert results.rate("ours", None, "trained") is None
     first, second, contrasts = results.tables()
     assert (first.row_count, second.row_count, contrasts.row_count) == (2, 2, 0)
-    assert [axes.get_title() for axes in figure_of(results).axes] == ["trained", "new colours"]
+    assert [axes.get_title() for axes in low_label_figure(results).axes] == ["trained", "new colours"]
 
 
 def test_cells_of_different_tasks_are_not_mixed() -> None:

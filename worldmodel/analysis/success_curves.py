@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from worldmodel.evaluation.low_label import Results
 from worldmodel.evaluation.runs_compared import Comparison
 
 _MARKERS = "osD^vP*Xhd<>"
@@ -179,3 +180,26 @@ def comparison_figure(bars: Sequence[RunBar], title: str) -> Figure:
         grid[1].legend(frameon=False, fontsize=8)
     figure.suptitle(title)
     return figure
+
+
+def low_label_figure(results: Results) -> Figure:
+    """Success against labelled episodes, a panel per look."""
+    ticks = ["all" if labels is None else str(labels) for labels in results.labels]
+    panels = {}
+    for look in results.looks:
+        curves = []
+        for arm in results.arms:
+            found = [results.rate(arm, labels, look) for labels in results.labels]
+            places = [place for place, entry in enumerate(found) if entry is not None]
+            points = [entry for entry in found if entry is not None]
+            curves.append(
+                LabelCurve(
+                    name=arm,
+                    places=places,
+                    rate=[rate for rate, _, _ in points],
+                    low=[interval[0] for _, interval, _ in points],
+                    high=[interval[1] for _, interval, _ in points],
+                )
+            )
+        panels[f"{look.replace('_', ' ')}"] = curves
+    return label_figure(panels, results.floor_rates(), ticks)

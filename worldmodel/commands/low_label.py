@@ -14,10 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from worldmodel.analysis.figures import save_figure
-from worldmodel.analysis.success_curves import LabelCurve, label_figure
+from worldmodel.analysis.success_curves import low_label_figure
 from worldmodel.commands import evaluate, pretrain, train
 from worldmodel.commands.material import PretrainedEncoder
 from worldmodel.commands.run import Outcome, Run
@@ -186,7 +184,7 @@ class Comparison:
         record = {**results.to_json(), "cells": str(self.folder), "missing": [cell.name for cell in self.missing()]}
         path = self._run.folder / RECORD
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        picture = save_figure(figure_of(results), self._run.folder / FIGURE)
+        picture = save_figure(low_label_figure(results), self._run.folder / FIGURE)
         return Outcome(record=record, report=(*results.tables(), f"plot: {picture}", f"record: {path}"))
 
     def check(self) -> None:
@@ -386,26 +384,3 @@ class Comparison:
             oracle=ORACLE,
         )
         make_manifest(wanted, progress=self._run.progress)
-
-
-def figure_of(results: Results) -> Figure:
-    """Success against labelled episodes, a panel per look."""
-    ticks = ["all" if labels is None else str(labels) for labels in results.labels]
-    panels = {}
-    for look in results.looks:
-        curves = []
-        for arm in results.arms:
-            found = [results.rate(arm, labels, look) for labels in results.labels]
-            places = [place for place, entry in enumerate(found) if entry is not None]
-            points = [entry for entry in found if entry is not None]
-            curves.append(
-                LabelCurve(
-                    name=arm,
-                    places=places,
-                    rate=[rate for rate, _, _ in points],
-                    low=[interval[0] for _, interval, _ in points],
-                    high=[interval[1] for _, interval, _ in points],
-                )
-            )
-        panels[f"{look.replace('_', ' ')}"] = curves
-    return label_figure(panels, results.floor_rates(), ticks)
