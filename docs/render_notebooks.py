@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from PIL import Image
 
-from worldmodel.doctor import hardware_facts
+from worldmodel.hardware import hardware_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "notebooks"

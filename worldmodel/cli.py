@@ -162,7 +162,7 @@ def _dispatch(request: Request, state: _State) -> int:
 def _run(config: RunConfig, folder: Path, request: Request, state: _State) -> Outcome:
     """Run one configured command in its folder."""
     from worldmodel.commands.run import Run, open_folder
-    from worldmodel.doctor import describe_device, package_versions
+    from worldmodel.hardware import describe_device, package_versions
 
     has_json = "--json" in request.flags
     facts = {

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from worldmodel.errors import RenderingError, WorldModelError
+from worldmodel.hardware import available_cores, describe_device, package_versions, processor
 
-PACKAGES = (
-    "worldmodel",
-    "torch",
-    "timm",
-    "mujoco",
-    "gymnasium",
-    "numpy",
-    "hydra-core",
-    "omegaconf",
-    "h5py",
-    "safetensors",
-    "lightning-fabric",
-    "joblib",
-    "imageio-ffmpeg",
-)
 MIN_FREE_GIB = 2.0
 
 
@@ -63,25 +47,6 @@ class Report:
         return asdict(self)
 
 
-def package_versions() -> dict[str, str | None]:
-    """Installed version of every package that matters for reproducing a run."""
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def available_cores() -> int:
-    """CPU cores this process may use (affinity and container limits respected where the system tells)."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
-
-
 def find_gl_backend() -> str:
     """Create and free an OpenGL context.
 
@@ -96,27 +61,6 @@ def find_gl_backend() -> str:
     context, backend = create_context(64, 64)
     context.free()
     return backend
-
-
-def describe_device() -> str:
-    """Kind of the accelerator that is used by default, with its product name, or "cpu"."""
-    import torch
-
-    if not torch.accelerator.is_available():
-        return "cpu"
-    kind = str(torch.accelerator.current_accelerator())
-    return f"{kind} ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else kind
-
-
-def hardware_facts() -> dict[str, Any]:
-    """Machine and versions a measured number belongs to, JSON-ready."""
-    return {
-        "device": describe_device(),
-        "processor": _processor(),
-        "cores": available_cores(),
-        "python": platform.python_version(),
-        "versions": package_versions(),
-    }
 
 
 def diagnose() -> Report:
@@ -144,7 +88,7 @@ def diagnose() -> Report:
     return Report(
         versions=versions,
         python=platform.python_version(),
-        machine=f"{platform.system()} {platform.machine()} {_processor()}".strip(),
+        machine=f"{platform.system()} {platform.machine()} {processor()}".strip(),
         device=describe_device(),
         cores=cores,
         threads=threads,
@@ -167,12 +111,3 @@ def _checkpoint_problems() -> list[str]:
         except WorldModelError as error:
             problems.append(str(error))
     return problems
-
-
-def _processor() -> str:
-    """Product name of the processor where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")

@@ -28,6 +28,7 @@ LAYERS = {
     "envs": 1,
     "display": 0,
     "errors": 0,
+    "hardware": 0,
     "types": 0,
 }
 # Columns of one layer: packages in different columns never import each other.

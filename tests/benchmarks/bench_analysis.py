@@ -34,8 +34,8 @@ from worldmodel.analysis.landscape import landscape_figure
 from worldmodel.analysis.one_step import BAR_M, OneStepCheck, check_landscapes, one_step_figure, one_step_problems
 from worldmodel.control.objectives import GoalDistance, Objective
 from worldmodel.data.episodes import EpisodeDataset
-from worldmodel.doctor import hardware_facts
 from worldmodel.evaluation.stats import success_interval
+from worldmodel.hardware import hardware_facts
 from worldmodel.models.checkpoint import load_checkpoint, resolve_checkpoint
 from worldmodel.models.world_model import WorldModel
 

@@ -9,28 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
 
-import mujoco
-
 from worldmodel.control.collect import CollectConfig, collect
+from worldmodel.hardware import hardware_facts
 
 BAR_FRAMES_PER_S = 400
-
-
-def processor() -> str:
-    """Model name of the CPU, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -50,9 +36,8 @@ def main() -> None:
         "episodes": episodes,
         "workers": workers,
         "image_size": CollectConfig().image_size,
-        "hardware": f"{processor()}, {os.cpu_count()} logical cores, load {os.getloadavg()[0]:.1f}",
-        "python": platform.python_version(),
-        "mujoco": mujoco.__version__,
+        "load": round(os.getloadavg()[0], 1),
+        "hardware": hardware_facts(),
     }
     sys.stdout.write(json.dumps(result) + "\n")
 

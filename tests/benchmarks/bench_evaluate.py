@@ -24,11 +24,11 @@ from rich.table import Table
 
 from worldmodel.control.agents import MPCAgent
 from worldmodel.control.costs import LatentCost
-from worldmodel.doctor import hardware_facts
 from worldmodel.envs.tabletop import TabletopEnv
 from worldmodel.evaluation.evaluate import EvaluateConfig, ModelAgents, model_agents
 from worldmodel.evaluation.manifest import load_manifest
 from worldmodel.evaluation.runs import Schedule, run_manifest
+from worldmodel.hardware import hardware_facts
 from worldmodel.models.world_model import WorldModel
 
 ENV = "worldmodel/Push-v0"

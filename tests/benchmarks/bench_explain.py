@@ -24,7 +24,6 @@ from rich.table import Table
 from torch import Tensor
 
 from worldmodel.control.objectives import Objective, step_weights
-from worldmodel.doctor import hardware_facts
 from worldmodel.envs import make_env
 from worldmodel.envs.scripted import play
 from worldmodel.evaluation.attribution import COST, MODEL, OPTIMISER, Counterfactuals, Subject, explain
@@ -35,6 +34,7 @@ from worldmodel.evaluation.model_baselines import ModelBaselinesConfig
 from worldmodel.evaluation.runlog import RunLog
 from worldmodel.evaluation.runs import Schedule, identity_of, run_manifest
 from worldmodel.evaluation.stats import wilson_interval
+from worldmodel.hardware import hardware_facts
 from worldmodel.models.world_model import WorldModel
 from worldmodel.planners.cem import CEM
 from worldmodel.types import Context, Latent

@@ -30,8 +30,8 @@ import torch
 from worldmodel.commands.pretrain import ClipSource, backgrounds
 from worldmodel.data.clips import ClipBatch, ClipSampler
 from worldmodel.data.episodes import Episode, EpisodeDataset, EpisodeSpec, write_episodes
-from worldmodel.doctor import hardware_facts
 from worldmodel.evaluation.products import Products, Shape, matmul_flops
+from worldmodel.hardware import hardware_facts
 from worldmodel.learning.fit import FitConfig, fit
 from worldmodel.learning.vjepa import VJEPAConfig, VJEPATask
 from worldmodel.models.masked_predictor import MaskedPredictorConfig

@@ -20,9 +20,9 @@ from worldmodel.envs.scripted import Babble, expert, play
 from worldmodel.envs.tabletop import MAX_STEP_M, TabletopEnv
 from worldmodel.errors import ConfigError, SimulationError
 from worldmodel.models import frozen_encoders
-from worldmodel.models.checkpoint import config_record, read_config
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.frozen_encoders import ConvEncoderConfig, build_encoder, register_encoder
+from worldmodel.models.module_configs import config_record, read_config
 from worldmodel.testing import check_env
 
 

@@ -210,7 +210,9 @@ def cost_grid(runs: Sequence[Source]) -> Grid:
             number(None if result.replan_p95_s is None else 1000 * result.replan_p95_s, "{:.0f}"),
             number(result.model_calls_per_episode, "{:.0f}"),
             number(None if flops is None else flops / 1e9, "{:.3g}"),
-            word(", ".join(f"{key} {value}" for key, value in result.hardware.items())),
+            word(
+                ", ".join(f"{key} {value}" for key, value in result.hardware.items() if not isinstance(value, Mapping))
+            ),
         )
         rows.append(Row(cells=cells))
     headings = ("run", "median plan, ms", "95th percentile, ms", "model calls an episode", "GFLOP an episode")

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 
 from worldmodel.commands.run import Outcome, Run, RunSettings, counted
-from worldmodel.doctor import hardware_facts
 from worldmodel.evaluation.latency import LatencyConfig, measure, table_of
+from worldmodel.hardware import hardware_facts
 
 RECORD = "bench_plan.json"
 

@@ -27,11 +27,11 @@ from worldmodel.commands.probe_arms import ProbeArm, parse_arms
 from worldmodel.commands.run import Outcome, Run
 from worldmodel.data.clips import ClipSampler
 from worldmodel.data.episodes import EpisodeDataset
-from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.efficiency import StepRatio, TrainingCurve, curves_of, mean_ratio, step_ratio
 from worldmodel.evaluation.probe_results import ProbeRow
 from worldmodel.evaluation.products import matmul_flops
+from worldmodel.hardware import hardware_facts
 from worldmodel.learning.fit import fit
 from worldmodel.learning.fit_config import FitConfig
 from worldmodel.learning.masked import MaskedTask

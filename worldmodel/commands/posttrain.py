@@ -12,8 +12,8 @@ from worldmodel.commands.material import PretrainedEncoder, labelled, make_encod
 from worldmodel.commands.run import CHECKPOINT_LICENCE, Outcome, Run, RunSettings, counted, numbers_of
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.data.normalize import Normalizer
-from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
+from worldmodel.hardware import hardware_facts
 from worldmodel.learning.dynamics import spec_of_data
 from worldmodel.learning.features import FrameStore, TrajectorySampler, cached_features
 from worldmodel.learning.fit import FitReport, fit

@@ -26,8 +26,8 @@ from worldmodel.commands.run import (
 from worldmodel.data.clips import ClipBatch, ClipSampler
 from worldmodel.data.distractor import DistractorConfig
 from worldmodel.data.episodes import EpisodeDataset
-from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
+from worldmodel.hardware import hardware_facts
 from worldmodel.learning.diagnostics import Health, diagnose, feature_drift, reference_health, task_health
 from worldmodel.learning.features import encode_block
 from worldmodel.learning.fit import FitReport, fit, to_device

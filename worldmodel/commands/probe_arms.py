@@ -13,9 +13,10 @@ from worldmodel.commands.run import Run
 from worldmodel.config import load
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.learning.probe_training import ProbeFitConfig
-from worldmodel.models.checkpoint import load_encoder, read_card, read_config, resolve_checkpoint
+from worldmodel.models.checkpoint import load_encoder, read_card, resolve_checkpoint
 from worldmodel.models.encoders import Encoder
 from worldmodel.models.frozen_encoders import EncoderConfig, TimmEncoderConfig, build_encoder
+from worldmodel.models.module_configs import read_config
 
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
 

@@ -21,8 +21,8 @@ from worldmodel.commands.run import (
     numbers_of,
 )
 from worldmodel.data.episodes import EpisodeDataset
-from worldmodel.doctor import hardware_facts
 from worldmodel.errors import ConfigError
+from worldmodel.hardware import hardware_facts
 from worldmodel.learning import cloning
 from worldmodel.learning.dynamics import DynamicsConfig, DynamicsTask, validation_losses
 from worldmodel.learning.fit import FitReport, fit

@@ -6,15 +6,12 @@ Separate from `evaluate.py`, which runs things: whoever compares or explains fin
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from worldmodel.display import html_of, sparkline
@@ -26,6 +23,7 @@ from worldmodel.evaluation.manifest_checks import Stratum, strata_of
 from worldmodel.evaluation.runlog import IDENTITY, RESULT, describe
 from worldmodel.evaluation.stats import Difference, Interval, difference_of, quantile, wilson_interval
 from worldmodel.evaluation.stored_baselines import MODEL_BASELINES
+from worldmodel.hardware import hardware_facts
 
 BASELINES = ("random", "noop", "oracle", *MODEL_BASELINES)
 """Rows that stand beside the model in every result, null where they were not computed."""
@@ -323,7 +321,7 @@ def summarise(
         baselines={name: _beside(rows, beside[name].rows) if name in beside else None for name in names},
         budgets={name: entry.budget for name, entry in beside.items()},
         agent=agent,
-        hardware=hardware(),
+        hardware=hardware_facts(),
         strata=_strata_in(manifest, rows),
     )
 
@@ -340,16 +338,6 @@ def _strata_in(manifest: Manifest, rows: Sequence[EpisodeResult]) -> tuple[Strat
 
 def _stratum_of(record: Mapping[str, Any]) -> Stratum:
     return Stratum(name=record["name"], low_m=record["low_m"], high_m=record["high_m"], tasks=tuple(record["tasks"]))
-
-
-def hardware() -> dict[str, Any]:
-    """Machine and versions that timings belong to."""
-    return {
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def held_of(rows: Sequence[EpisodeResult]) -> np.ndarray:

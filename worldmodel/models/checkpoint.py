@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import types
-import typing
-from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -25,24 +22,14 @@ from torch import Tensor, nn
 
 from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import CheckpointError, WorldModelError
-from worldmodel.models.ac_dynamics import ACDynamicsConfig
-from worldmodel.models.ac_predictor import ACPredictorConfig
-from worldmodel.models.action_predictor import ResidualMLPConfig
-from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
+from worldmodel.models.action_transformer import build_predictor
 from worldmodel.models.encoders import Encoder
-from worldmodel.models.frame_predictor import FramePredictorConfig
 from worldmodel.models.frozen_encoders import (
-    REGISTERED,
-    ConvEncoderConfig,
-    PatchEncoderConfig,
-    TimmEncoderConfig,
     build_encoder,
 )
-from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig, NormHeadConfig, build_head
-from worldmodel.models.masked_predictor import MaskedPredictorConfig
-from worldmodel.models.policy import GoalMLPConfig
-from worldmodel.models.temporal_distance import TemporalDistance, TemporalDistanceConfig
-from worldmodel.models.vit import ViTConfig
+from worldmodel.models.latent_head import build_head
+from worldmodel.models.module_configs import config_record, read_config, rebuild
+from worldmodel.models.temporal_distance import TemporalDistance
 from worldmodel.models.world_model import ModelSpec, WorldModel
 
 FORMAT_VERSION = 1
@@ -51,21 +38,6 @@ LARGE_MODEL_BYTES, LARGE_FILE_BYTES = 256 * 2**20, 2**30  # never shipped; a sin
 CARD = "card.json"
 SHIPPED = "shipped"
 STORAGE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
-
-_OWN_CONFIGS: dict[str, type[Any]] = {
-    config.__name__: config
-    for config in (
-        *(ViTConfig, TimmEncoderConfig, PatchEncoderConfig, ConvEncoderConfig),
-        *(CompactHeadConfig, IdentityHeadConfig, NormHeadConfig),
-        *(ResidualMLPConfig, FramePredictorConfig),
-        TransformerPredictorConfig,
-        TemporalDistanceConfig,
-        GoalMLPConfig,
-        MaskedPredictorConfig,
-        *(ACPredictorConfig, ACDynamicsConfig),
-    )
-}
-_CONFIGS = ChainMap(_OWN_CONFIGS, REGISTERED)  # with those of the user's encoders
 
 
 class EnvSpec(Protocol):
@@ -261,55 +233,6 @@ def check_spec(spec: ModelSpec, env_spec: EnvSpec, folder: Path | str = "the che
             differences.append(f"{name} {trained} against {asked}")
     if differences:
         raise CheckpointError(f"{folder} does not fit; trained for, against asked for: {'; '.join(differences)}")
-
-
-def config_record(module: nn.Module) -> dict[str, Any]:
-    """What a card says about a module: the name and the fields of its config.
-
-    Raises:
-        CheckpointError: A config that `read_config` does not know.
-    """
-    config: Any = module.config
-    name = type(config).__name__
-    if name not in _CONFIGS:
-        known = ", ".join(_CONFIGS)
-        raise CheckpointError(f"{type(module).__name__} has a {name}, which checkpoints cannot rebuild; known: {known}")
-    return {"type": name, **asdict(config)}
-
-
-def read_config(card: dict[str, Any], part: str) -> Any:
-    """Config of a part of a model, as `config_record` described it.
-
-    Raises:
-        CheckpointError: Unknown, or not with exactly its fields.
-    """
-    record = dict(card["configs"][part])
-    name = record.pop("type")
-    if name not in _CONFIGS:
-        hint = "register an encoder of your own first (register_encoder)"
-        raise CheckpointError(f"unknown {part} config {name!r}; known: {', '.join(_CONFIGS)}; {hint}")
-    if name == TimmEncoderConfig.__name__:
-        record |= {"pretrained": False, "weights": None}  # the weights are in the checkpoint; fetch no others
-    return rebuild(_CONFIGS[name], record)
-
-
-def rebuild(kind: type[Any], record: dict[str, Any]) -> Any:
-    """Dataclass from JSON: exactly its fields, lists back to tuples where the field is one."""
-    names = {field.name for field in fields(kind)}
-    if set(record) != names:
-        lacking, extra = sorted(names - set(record)), sorted(set(record) - names)
-        raise CheckpointError(
-            f"{kind.__name__} in the card lacks {lacking or 'nothing'}, has unknown {extra or 'nothing'}"
-        )
-    hints = typing.get_type_hints(kind)
-    return kind(**{k: tuple(v) if isinstance(v, list) and _is_tuple(hints[k]) else v for k, v in record.items()})
-
-
-def _is_tuple(hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_is_tuple(part) for part in typing.get_args(hint))
-    return hint is tuple or origin is tuple
 
 
 def write_checkpoint(

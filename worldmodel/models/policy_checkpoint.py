@@ -14,17 +14,15 @@ from worldmodel.errors import CheckpointError
 from worldmodel.models.checkpoint import (
     EnvSpec,
     check_spec,
-    config_record,
     load_weights,
     read_card,
-    read_config,
-    rebuild,
     resolve_checkpoint,
     unfit,
     write_checkpoint,
 )
 from worldmodel.models.frozen_encoders import build_encoder
 from worldmodel.models.latent_head import build_head
+from worldmodel.models.module_configs import config_record, read_config, rebuild
 from worldmodel.models.policy import GoalMLP, GoalPolicy
 from worldmodel.models.world_model import ModelSpec
 

@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.ac_predictor import ACPredictor, ACPredictorConfig
 from worldmodel.models.checkpoint import (
-    config_record,
     load_weights,
     read_card,
-    read_config,
     resolve_checkpoint,
     unfit,
     write_checkpoint,
@@ -29,6 +27,7 @@ from worldmodel.models.checkpoint import (
 from worldmodel.models.encoders import VideoViT
 from worldmodel.models.huggingface import RELEASED_PREDICTOR, HuggingFaceModel, read_huggingface, write_huggingface
 from worldmodel.models.masked_predictor import MaskedPredictor
+from worldmodel.models.module_configs import config_record, read_config
 from worldmodel.models.pretrained_keys import (
     State,
     encoder_from_original,
