@@ -13,7 +13,7 @@ from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig, build_predictor
 from worldmodel.models.checkpoint import load_checkpoint, load_encoder, read_card, save_checkpoint, save_encoder
 from worldmodel.models.frozen_encoders import build_encoder
-from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig, build_head
+from worldmodel.models.latent_head import CompactHeadConfig, GridHeadConfig, HeadConfig, IdentityHeadConfig, build_head
 from worldmodel.models.vit import ViTConfig
 from worldmodel.models.world_model import ModelSpec, WorldModel
 from worldmodel.types import Context
@@ -30,14 +30,19 @@ class Spec:
     proprio_names: tuple[str, ...] = ("x", "y")
 
 
-def tiny_model(latent: str = "compact", seed: int = 0) -> WorldModel:
+def tiny_model(latent: str = "compact", seed: int = 0, head_name: str | None = None) -> WorldModel:
     compact = latent == "compact"
     vit = ViTConfig(
         image_size=16, patch_size=8, num_frames=2, embed_dim=12, depth=2, num_heads=2, mlp_ratio=2.0, taps=(0, 1)
     )
     encoder = build_encoder(vit, seed=seed)
+    heads: dict[str, HeadConfig] = {
+        "compact": CompactHeadConfig(token_dim=4, hidden_dim=16, latent_dim=6),
+        "grid": GridHeadConfig(token_dim=4, hidden_dim=16, latent_dim=6, blocks=1),
+        "patch": IdentityHeadConfig(latent_dim=5),
+    }
     head = build_head(
-        CompactHeadConfig(token_dim=4, hidden_dim=16, latent_dim=6) if compact else IdentityHeadConfig(latent_dim=5),
+        heads[head_name or latent],
         num_tokens=encoder.num_tokens,
         embed_dim=encoder.embed_dim,
         seed=seed,
@@ -76,9 +81,9 @@ def outputs(model: WorldModel) -> list[torch.Tensor]:
     return [seen.visual, seen.proprio, rolled.visual]
 
 
-@pytest.mark.parametrize("latent", ["compact", "patch"])
-def test_a_world_model_comes_back_bit_for_bit(latent: str, tmp_path: Path) -> None:
-    model = tiny_model(latent, seed=3)
+@pytest.mark.parametrize(("latent", "head"), [("compact", "compact"), ("compact", "grid"), ("patch", "patch")])
+def test_a_world_model_comes_back_bit_for_bit(latent: str, head: str, tmp_path: Path) -> None:
+    model = tiny_model(latent, seed=3, head_name=head)
     folder = save_checkpoint(tmp_path / "deep" / "model", model, CARD)
     loaded = load_checkpoint(folder, env_spec=Spec())
     for mine, theirs in zip(outputs(model), outputs(loaded), strict=True):

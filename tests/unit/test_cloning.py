@@ -16,7 +16,7 @@ from worldmodel.data.episodes import Episode, EpisodeDataset, EpisodeSpec, write
 from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import CheckpointError, ConfigError, DataError
 from worldmodel.learning.cloning import CloningConfig, CloningMaterial, CloningTask, HindsightSampler, clone
-from worldmodel.learning.dynamics import spec_of_data
+from worldmodel.learning.dynamics_config import spec_of_data
 from worldmodel.learning.features import FrameStore, encode_block
 from worldmodel.learning.fit import fit
 from worldmodel.models.checkpoint import load_checkpoint, load_encoder

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from worldmodel.errors import ConfigError
-from worldmodel.learning.dynamics import DynamicsConfig, DynamicsTask, LossWeights, validation_losses
+from worldmodel.learning.dynamics import DynamicsTask, validation_losses
+from worldmodel.learning.dynamics_config import DynamicsConfig, LossWeights
 from worldmodel.learning.features import FrameStore
 from worldmodel.learning.fit import fit
 from worldmodel.learning.open_loop import open_loop_report
@@ -15,7 +16,7 @@ from worldmodel.learning.sigreg import expected_at_gaussian, sigreg
 from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig
 from worldmodel.models.frozen_encoders import build_encoder
-from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig
+from worldmodel.models.latent_head import CompactHeadConfig, GridHead, IdentityHeadConfig
 from worldmodel.models.vit import ViTConfig
 from worldmodel.models.world_model import ModelSpec
 
@@ -78,11 +79,13 @@ def task_of(settings: DynamicsConfig, store: FrameStore) -> DynamicsTask:
     return task
 
 
-@pytest.mark.parametrize("latent", ["compact", "patch"])
-def test_training_beats_copying_and_wrong_actions(latent: str) -> None:
+@pytest.mark.parametrize(("latent", "grid_blocks"), [("compact", 0), ("compact", 1), ("patch", 0)])
+def test_training_beats_copying_and_wrong_actions(latent: str, grid_blocks: int) -> None:
     steps, batch_size = (150, 32) if latent == "compact" else (60, 16)
-    settings, store = config(latent, steps=steps, batch_size=batch_size), point_store()
+    settings = config(latent, steps=steps, batch_size=batch_size, grid_blocks=grid_blocks)
+    store = point_store()
     task = task_of(settings, store)
+    assert isinstance(task.head, GridHead) == (grid_blocks > 0)
     held_out = [task.sampler(store, VAL, seed=1).next_batch()]
     before = open_loop_report(task, store, train_ids=TRAIN, val_ids=VAL, horizon=4, num_clips=128)
     assert before.model == pytest.approx(before.copy_last)  # starts as copy-last-frame
@@ -169,6 +172,12 @@ def test_the_targets_get_the_share_of_the_gradient_that_is_asked_for() -> None:
     stopped, full = gradient(0.0), gradient(1.0)
     assert not torch.allclose(stopped, full)
     torch.testing.assert_close(gradient(0.3), stopped + 0.3 * (full - stopped))
+
+
+@pytest.mark.parametrize("wrong", [{"grid_blocks": -1}, {"grid_blocks": 1, "latent": "patch"}])
+def test_convolutions_are_for_the_compact_latent(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="grid_blocks must be >= 0, and 0 but for latent=compact"):
+        DynamicsConfig(**wrong)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.errors import ConfigError
-from worldmodel.learning.dynamics import DynamicsConfig, DynamicsTask, LossWeights
+from worldmodel.learning.dynamics import DynamicsTask
+from worldmodel.learning.dynamics_config import DynamicsConfig, LossWeights
 from worldmodel.learning.end_to_end import PixelHead
 from worldmodel.learning.features import FrameStore, encode_block, frame_store
 from worldmodel.learning.fit import fit

@@ -14,7 +14,8 @@ from torch import Tensor
 from worldmodel.control.costs import LatentCost
 from worldmodel.control.objectives import GoalDistance, default_objective
 from worldmodel.errors import ConfigError
-from worldmodel.learning.dynamics import DynamicsConfig, LossWeights, validation_losses
+from worldmodel.learning.dynamics import validation_losses
+from worldmodel.learning.dynamics_config import DynamicsConfig, LossWeights
 from worldmodel.learning.features import FrameStore, encode_all
 from worldmodel.learning.fit import fit
 from worldmodel.learning.frames import FrameTask

@@ -6,6 +6,8 @@ from worldmodel.models.latent_head import (
     STD_FLOOR_SHARE,
     CompactHead,
     CompactHeadConfig,
+    GridHead,
+    GridHeadConfig,
     IdentityHead,
     IdentityHeadConfig,
     TokenStandardiser,
@@ -69,6 +71,42 @@ def test_compact_head_gives_one_token_and_sees_every_token() -> None:
     assert touched.sum() == 4  # and no other frame
 
 
+def test_grid_head_sees_every_token_of_its_frame_and_no_other() -> None:
+    head = GridHead(GridHeadConfig(token_dim=3, hidden_dim=16, latent_dim=5, blocks=2), num_tokens=9, embed_dim=6)
+    tokens = torch.randn(2, 3, 9, 6, requires_grad=True)
+    z = head(tokens)
+    assert z.shape == (2, 3, 1, 5)
+    assert (head.num_tokens, head.latent_dim) == (1, 5)
+    z[1, 2].sum().backward()
+    assert tokens.grad is not None
+    touched = tokens.grad.abs().sum(-1) > 0
+    assert touched[1, 2].all()
+    assert touched.sum() == 9
+    torch.testing.assert_close(head(tokens[1, 2][None, None])[0, 0], z[1, 2])
+
+
+def test_grid_head_treats_neighbours_in_the_picture_as_neighbours() -> None:
+    """With all other weights shared, a token's influence on what is flattened reaches blocks + 1 rows and columns."""
+    head = GridHead(GridHeadConfig(token_dim=2, hidden_dim=16, latent_dim=5, blocks=1), num_tokens=25, embed_dim=6)
+    flattened: list[torch.Tensor] = []
+    head.hidden.register_forward_pre_hook(lambda _, inputs: flattened.append(inputs[0]))
+    tokens = torch.zeros(1, 1, 25, 6)
+    head(tokens)
+    tokens[0, 0, 12] = 1  # the middle of 5 x 5
+    head(tokens)
+    changed = (flattened[1] - flattened[0]).reshape(5, 5, 2).abs().sum(-1) > 1e-6
+    expected = torch.zeros(5, 5, dtype=torch.bool)
+    expected[1:4, 1:4] = True
+    assert torch.equal(changed, expected)
+
+
+def test_grid_head_refuses_tokens_without_a_square() -> None:
+    with pytest.raises(ConfigError, match="square grid of tokens, got 8"):
+        build_head(GridHeadConfig(), num_tokens=8, embed_dim=6)
+    with pytest.raises(ConfigError, match="blocks must be >= 1, got 0"):
+        GridHeadConfig(blocks=0)
+
+
 def test_identity_head_standardises_and_projects_without_training() -> None:
     plain = IdentityHead(IdentityHeadConfig(), num_tokens=4, embed_dim=6)
     x = features()
@@ -88,6 +126,7 @@ def test_build_head_depends_on_the_seed_only() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first.state_dict()["out.weight"], again.state_dict()["out.weight"])
     assert not torch.equal(first.state_dict()["out.weight"], other.state_dict()["out.weight"])
+    assert isinstance(build_head(GridHeadConfig(), num_tokens=4, embed_dim=6), GridHead)
     assert isinstance(build_head(IdentityHeadConfig(), num_tokens=4, embed_dim=6), IdentityHead)
 
 

@@ -44,18 +44,31 @@ def test_a_damaged_cell_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_contrasts_say_what_is_shown() -> None:
-    rows = [row("ours", 0.8), row("ours", 0.8, seed=1), row("weak", 0.3), row("other", 0.8), row("best", 1.0)]
+    rates = {"ours": 0.8, "weak": 0.3, "other": 0.8, "best": 1.0}
+    rows = [row(arm, rate, seed=seed) for arm, rate in rates.items() for seed in (0, 1)] + [row("single", 0.1)]
     results = Results(rows=rows, floors={"random": [False] * 100}, candidate="ours")
     shown = {entry["against"]: entry for entry in results.contrasts()}
     assert shown["weak"]["shown"] == "better"
     assert shown["other"]["shown"] == "no difference shown"
     assert shown["best"]["shown"] == "worse"
-    assert shown["weak"]["seeds"] == [2, 1]
+    assert shown["single"]["shown"] == "nothing: one seed"
+    assert (shown["weak"]["seeds"], shown["single"]["seeds"]) == ([0, 1], [0])
     assert shown["weak"]["interval"][0] < shown["weak"]["difference"] < shown["weak"]["interval"][1]
     assert results.arms[0] == "ours"
     record = json.loads(json.dumps(results.to_json()))
     assert record["floors"]["random"]["held"] == 0
-    assert {entry["arm"] for entry in record["rates"]} == {"ours", "weak", "other", "best"}
+    assert {entry["arm"] for entry in record["rates"]} == {"ours", "weak", "other", "best", "single"}
+
+
+def test_seeds_are_compared_in_pairs() -> None:
+    """Both arms are far better on one seed: how much seeds differ says nothing about the arms."""
+    rows = [row("ours", 0.9), row("ours", 0.5, seed=1), row("ours", 0.1, seed=2), row("weak", 0.8)]
+    results = Results(rows=[*rows, row("weak", 0.4, seed=1)], floors={}, candidate="ours")
+    (entry,) = results.contrasts()
+    assert entry["seeds"] == [0, 1]  # the seed that one of them lacks would spoil the comparison
+    assert entry["difference"] == pytest.approx(0.1, abs=0.1)
+    low, high = entry["interval"]
+    assert high - low < 0.4
 
 
 def test_holes_are_left_open() -> None:

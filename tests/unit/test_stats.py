@@ -260,6 +260,17 @@ def test_clustered_intervals_cover_the_truth(
     assert lowest < hits / 200 < highest
 
 
+def test_paired_seeds_are_drawn_together() -> None:
+    rng = np.random.default_rng(0)
+    luck = np.array([0.2, 0.5, 0.8])[:, None]  # of the seed, shared by both arms
+    first, second = rng.random((3, 200)) < luck + 0.1, rng.random((3, 200)) < luck
+    paired, alone = clustered_difference(first, second, paired_seeds=True), clustered_difference(first, second)
+    assert alone[0] < paired[0] < paired[1] < alone[1]
+    assert paired[0] > 0 > alone[0]
+    with pytest.raises(ConfigError, match="same seeds, got 3 and 2"):
+        clustered_difference(first, second[:2], paired_seeds=True)
+
+
 @pytest.mark.parametrize("seeds", [1, 8])
 def test_clustered_differences_cover_a_true_gap(seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both arms meet the same tasks; with several seeds the bootstrap is on the safe side."""

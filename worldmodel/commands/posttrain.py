@@ -14,7 +14,7 @@ from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import ConfigError
 from worldmodel.hardware import hardware_facts
-from worldmodel.learning.dynamics import spec_of_data
+from worldmodel.learning.dynamics_config import spec_of_data
 from worldmodel.learning.features import FrameStore, TrajectorySampler, cached_features
 from worldmodel.learning.fit import FitReport, fit
 from worldmodel.learning.fit_config import FitConfig

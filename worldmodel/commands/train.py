@@ -24,7 +24,8 @@ from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.errors import ConfigError
 from worldmodel.hardware import hardware_facts
 from worldmodel.learning import cloning
-from worldmodel.learning.dynamics import DynamicsConfig, DynamicsTask, validation_losses
+from worldmodel.learning.dynamics import DynamicsTask, validation_losses
+from worldmodel.learning.dynamics_config import DynamicsConfig
 from worldmodel.learning.fit import FitReport, fit
 from worldmodel.learning.frames import FrameTask
 from worldmodel.learning.open_loop import OpenLoopReport, open_loop_report
@@ -154,7 +155,7 @@ def clone(settings: Settings, run: Run) -> Outcome:
     material = material_of(settings, dataset, run)
     shared = ("action_block", "batch_size", "steps", "lr", "weight_decay", "warmup_steps", "clip_norm", "seed")
     policy, report = cloning.clone(
-        cloning.CloningConfig(head=settings.compact_head, **{name: getattr(settings, name) for name in shared}),
+        cloning.CloningConfig(head=settings.compact, **{name: getattr(settings, name) for name in shared}),
         cloning.CloningMaterial(
             dataset=dataset,
             encoder=material.encoder,

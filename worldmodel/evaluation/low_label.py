@@ -132,11 +132,15 @@ class Results:
             {row.cell.labels for row in self.rows}, key=lambda count: float("inf") if count is None else count
         )
 
+    def by_seed(self, arm: str, labels: int | None, look: str) -> dict[int, list[bool]]:
+        """What every finished seed of an arm held at the end, task by task."""
+        chosen = [row for row in self.rows if row.cell.arm == arm and row.cell.labels == labels and look in row.held]
+        return {row.cell.seed: row.held[look] for row in sorted(chosen, key=lambda row: row.cell.seed)}
+
     def outcomes(self, arm: str, labels: int | None, look: str) -> Outcomes | None:
         """(S, T) bool: held at the end, one row per seed; None when no seed is finished."""
-        chosen = [row for row in self.rows if row.cell.arm == arm and row.cell.labels == labels and look in row.held]
-        chosen.sort(key=lambda row: row.cell.seed)
-        return np.array([row.held[look] for row in chosen], np.bool_) if chosen else None
+        seeds = self.by_seed(arm, labels, look)
+        return np.array(list(seeds.values()), np.bool_) if seeds else None
 
     def rate(self, arm: str, labels: int | None, look: str) -> tuple[float, Interval, int] | None:
         """Rate, interval over seeds and tasks, and number of seeds; None when no seed is finished."""
@@ -150,17 +154,25 @@ class Results:
         return {name: sum(held) / len(held) for name, held in self.floors.items()}
 
     def contrasts(self) -> list[dict[str, Any]]:
-        """Candidate against every other arm, wherever both are finished: difference, interval, what it shows."""
+        """Candidate against every other arm over the seeds both have finished: difference, interval, what it shows.
+
+        A seed draws the labelled episodes, the same for every arm, so seeds are compared in pairs. One pair shows
+        nothing about arms, however clear its interval over tasks: trainings differ by more than that (docs/log.md).
+        """
         found = []
         for look in self.looks:
             for labels in self.labels:
-                mine = self.outcomes(self.candidate, labels, look)
+                ours = self.by_seed(self.candidate, labels, look)
                 for arm in self.arms[1:]:
-                    other = self.outcomes(arm, labels, look)
-                    if mine is None or other is None:
+                    theirs = self.by_seed(arm, labels, look)
+                    common = sorted(ours.keys() & theirs.keys())
+                    if not common:
                         continue
-                    low, high = clustered_difference(mine, other)
+                    mine, other = (np.array([held[seed] for seed in common], np.bool_) for held in (ours, theirs))
+                    low, high = clustered_difference(mine, other, paired_seeds=True)
                     shown = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+                    if len(common) == 1:
+                        shown = "nothing: one seed"
                     difference = float(mine.mean() - other.mean())
                     found.append(
                         {
@@ -169,7 +181,7 @@ class Results:
                             "against": arm,
                             "difference": difference,
                             "interval": [low, high],
-                            "seeds": [len(mine), len(other)],
+                            "seeds": common,
                             "tasks": mine.shape[1],
                             "shown": shown,
                         }
@@ -210,16 +222,18 @@ class Results:
                 table.add_row(name, *[text] * len(self.labels), style="dim")
             tables.append(table)
         contrasts = Table(
-            title=f"{self.candidate} minus the other arm, points", caption="bootstrap over seeds and tasks"
+            title=f"{self.candidate} minus the other arm, points",
+            caption="bootstrap over pairs of seeds and tasks",
         )
-        for heading in ("look", "labels", "against", "difference", "95 % interval", "shown"):
+        for heading in ("look", "labels", "against", "difference", "95 % interval", "seeds", "shown"):
             contrasts.add_column(heading)
         for entry in self.contrasts():
             low, high = entry["interval"]
             count = "all" if entry["labels"] is None else str(entry["labels"])
             interval = f"[{100 * low:+.0f}, {100 * high:+.0f}]"
             points = f"{100 * entry['difference']:+.0f}"
-            contrasts.add_row(entry["look"], count, entry["against"], points, interval, entry["shown"])
+            seeds = str(len(entry["seeds"]))
+            contrasts.add_row(entry["look"], count, entry["against"], points, interval, seeds, entry["shown"])
         return [*tables, contrasts]
 
 

@@ -181,11 +181,13 @@ def quantile(values: Sequence[float], share: float) -> float | None:
     return float(np.quantile(np.asarray(values, dtype=np.float64), share)) if len(values) else None
 
 
-def bootstrap_rates(outcomes: Outcomes, *, tasks: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+def bootstrap_rates(
+    outcomes: Outcomes | NDArray[np.int64], *, tasks: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.float64]:
     """Success rates under resampled seeds, on given resampled tasks.
 
     Args:
-        outcomes: (S, T) bool, one row per training seed, one column per task.
+        outcomes: (S, T) bool, one row per training seed, one column per task; or differences of two such.
         tasks: (R, T) how often each task was drawn, one row per draw; arms that share them are compared on the same
             tasks.
         rng: Stream of the resampled seeds, independent for every arm.
@@ -225,28 +227,34 @@ def clustered_interval(outcomes: Outcomes, *, confidence: float = 0.95, seed: in
     return _percentiles(rates, confidence)
 
 
-def clustered_difference(first: Outcomes, second: Outcomes, *, confidence: float = 0.95, seed: int = 0) -> Interval:
+def clustered_difference(
+    first: Outcomes, second: Outcomes, *, confidence: float = 0.95, seed: int = 0, paired_seeds: bool = False
+) -> Interval:
     """Percentile interval of the difference of two success rates on the same tasks.
 
-    Tasks are resampled together, training seeds of each arm on their own. With few seeds it is too narrow: three
-    seeds hardly show how much seeds differ. Where every task went the same way a bootstrap has no width, and the score
-    interval over the tasks stands in (`paired_score_interval`).
+    Tasks are resampled together, training seeds of each arm on their own unless they are paired. With few seeds it is
+    too narrow: three seeds hardly show how much seeds differ. Where every task went the same way a bootstrap has no
+    width, and the score interval over the tasks stands in (`paired_score_interval`).
 
     Args:
         first: (S1, T) bool.
         second: (S2, T) bool, the same tasks in the same order.
         confidence: Two-sided coverage, in (0, 1).
         seed: Of the resampling.
+        paired_seeds: Row s of both arms has something in common (the episodes it was trained on), so rows are
+            resampled together as well.
 
     Returns:
         Interval of rate(first) - rate(second).
 
     Raises:
-        ConfigError: There are no outcomes, the tasks differ in number, or the confidence is out of range.
+        ConfigError: There are no outcomes, the tasks differ in number, or paired seeds do, or the confidence is out of
+            range.
     """
     _check_outcomes(first, confidence)
     _check_outcomes(second, confidence)
-    return _difference_interval(first, second, _bootstrap_differences(first, second, seed), confidence)
+    draws = _bootstrap_differences(first, second, seed, paired_seeds=paired_seeds)
+    return _difference_interval(first, second, draws, confidence)
 
 
 def difference_of(first: Outcomes, second: Outcomes, *, seed: int = 0) -> Difference:
@@ -315,16 +323,22 @@ def _difference_interval(first: Outcomes, second: Outcomes, draws: NDArray[np.fl
     return paired_score_interval(only_first, only_second, first.shape[1], confidence)
 
 
-def _bootstrap_differences(first: Outcomes, second: Outcomes, seed: int) -> NDArray[np.float64]:
-    """(R,) differences of the rates; tasks are drawn together, the training seeds of each arm on their own.
+def _bootstrap_differences(
+    first: Outcomes, second: Outcomes, seed: int, *, paired_seeds: bool = False
+) -> NDArray[np.float64]:
+    """(R,) differences of the rates; tasks are drawn together, the training seeds of each arm on their own or together.
 
     Raises:
-        ConfigError: The tasks differ in number.
+        ConfigError: The tasks differ in number, or paired seeds do.
     """
+    if paired_seeds and len(first) != len(second):
+        raise ConfigError(f"paired arms must have the same seeds, got {len(first)} and {len(second)}")
     if first.shape[1] != second.shape[1]:
         raise ConfigError(f"arms must be judged on the same tasks, got {first.shape[1]} and {second.shape[1]}")
     rng = np.random.default_rng(seed)
     tasks = resampled(first.shape[1], rng)
+    if paired_seeds:
+        return bootstrap_rates(first.astype(np.int64) - second, tasks=tasks, rng=rng)
     return bootstrap_rates(first, tasks=tasks, rng=rng) - bootstrap_rates(second, tasks=tasks, rng=rng)
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.learning.dynamics import spec_of_data
+from worldmodel.learning.dynamics_config import spec_of_data
 from worldmodel.learning.features import FrameStore, SeededSampler
 from worldmodel.learning.fit import Evaluate, FitReport, fit, to_device
 from worldmodel.learning.fit_config import FitConfig

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from worldmodel.data.normalize import Normalizer
 from worldmodel.errors import ConfigError
-from worldmodel.learning.dynamics import DynamicsConfig, fit_normalizers
+from worldmodel.learning.dynamics import fit_normalizers
+from worldmodel.learning.dynamics_config import DynamicsConfig
 from worldmodel.learning.features import FrameStore, TrajectoryBatch, TrajectorySampler
 from worldmodel.models.encoders import Encoder, VideoViT
 from worldmodel.models.frame_predictor import FramePredictor, FramePredictorConfig, frame_patches

@@ -7,6 +7,7 @@ apart from the encoders because a head is trained with the dynamics while the en
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,6 +59,22 @@ class CompactHeadConfig:
         for name in ("token_dim", "hidden_dim", "latent_dim"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class GridHeadConfig(CompactHeadConfig):
+    """Compact latent whose tokens look at their neighbours before they are flattened.
+
+    Attributes:
+        blocks: Residual 3 x 3 convolutions over the grid of tokens, >= 1.
+    """
+
+    blocks: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.blocks < 1:
+            raise ConfigError(f"blocks must be >= 1, got {self.blocks}; a CompactHeadConfig has none")
 
 
 @dataclass(kw_only=True)
@@ -216,6 +233,48 @@ class CompactHead(LatentHead):
         return latent.unsqueeze(-2)
 
 
+class GridHead(LatentHead):
+    """`CompactHead` with residual 3 x 3 convolutions over the grid of tokens before it flattens them.
+
+    The same weights at every place: what was learned of a block here is known of a block there, which counts where few
+    places have been seen (docs/decisions/0019-grid-head.md).
+
+    Args:
+        config: Widths and number of convolutions.
+        num_tokens: Tokens per frame the encoder gives, those of a square grid, row by row.
+        embed_dim: Their width.
+
+    Raises:
+        ConfigError: The tokens are not those of a square grid.
+    """
+
+    def __init__(self, config: GridHeadConfig, *, num_tokens: int, embed_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_tokens = 1
+        self.latent_dim = config.latent_dim
+        self.side = math.isqrt(num_tokens)
+        if self.side**2 != num_tokens:
+            raise ConfigError(f"convolutions need a square grid of tokens, got {num_tokens}; set grid_blocks=0")
+        width = config.token_dim
+        self.standardise = TokenStandardiser(num_tokens, embed_dim)
+        self.token = nn.Linear(embed_dim, width)
+        self.blocks = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.blocks))
+        self.hidden = nn.Linear(num_tokens * width, config.hidden_dim)
+        self.norm = nn.LayerNorm(config.hidden_dim)
+        self.out = nn.Linear(config.hidden_dim, config.latent_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """See `LatentHead.forward`."""
+        narrow = self.token(self.standardise(tokens))
+        grid = narrow.flatten(0, -3).unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
+        for block in self.blocks:
+            grid = grid + nn.functional.gelu(block(grid))
+        flat = grid.permute(0, 2, 3, 1).reshape(*narrow.shape[:-2], -1)
+        latent: Tensor = self.out(nn.functional.gelu(self.norm(self.hidden(flat))))
+        return latent.unsqueeze(-2)
+
+
 HeadConfig = CompactHeadConfig | IdentityHeadConfig | NormHeadConfig
 
 
@@ -229,6 +288,8 @@ def build_head(config: HeadConfig, *, num_tokens: int, embed_dim: int, seed: int
         seed: Seed of the initial weights.
     """
     with seeded_weights(seed):
+        if isinstance(config, GridHeadConfig):
+            return GridHead(config, num_tokens=num_tokens, embed_dim=embed_dim)
         if isinstance(config, CompactHeadConfig):
             return CompactHead(config, num_tokens=num_tokens, embed_dim=embed_dim)
         if isinstance(config, NormHeadConfig):

@@ -20,7 +20,7 @@ from worldmodel.models.action_predictor import ResidualMLPConfig
 from worldmodel.models.action_transformer import TransformerPredictorConfig
 from worldmodel.models.frame_predictor import FramePredictorConfig
 from worldmodel.models.frozen_encoders import REGISTERED, ConvEncoderConfig, PatchEncoderConfig, TimmEncoderConfig
-from worldmodel.models.latent_head import CompactHeadConfig, IdentityHeadConfig, NormHeadConfig
+from worldmodel.models.latent_head import CompactHeadConfig, GridHeadConfig, IdentityHeadConfig, NormHeadConfig
 from worldmodel.models.masked_predictor import MaskedPredictorConfig
 from worldmodel.models.policy import GoalMLPConfig
 from worldmodel.models.temporal_distance import TemporalDistanceConfig
@@ -30,7 +30,7 @@ _OWN_CONFIGS: dict[str, type[Any]] = {
     config.__name__: config
     for config in (
         *(ViTConfig, TimmEncoderConfig, PatchEncoderConfig, ConvEncoderConfig),
-        *(CompactHeadConfig, IdentityHeadConfig, NormHeadConfig),
+        *(CompactHeadConfig, GridHeadConfig, IdentityHeadConfig, NormHeadConfig),
         *(ResidualMLPConfig, FramePredictorConfig),
         TransformerPredictorConfig,
         TemporalDistanceConfig,
