@@ -138,6 +138,22 @@ def test_an_arm_may_be_run_at_some_numbers_of_labels_only(data: Path, tmp_path: 
     assert names == ["random_vit-3-s0", "guessed-3-s0", "guessed-3-s1", "random_vit-all-s0"]
 
 
+def test_calls_share_the_work_by_arms(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"episodes_table": [{"held": True, "ever": True}], "manifest_hash": "aa"}
+    monkeypatch.setattr(Comparison, "_train", lambda *_: {"minutes": 1.0})
+    monkeypatch.setattr(Comparison, "_evaluate", lambda *_: found)
+    monkeypatch.setattr(Comparison, "_pretrain", lambda *_: None)
+    config = replace(CONFIG, labels=(3,), looks=("trained",), cells=str(tmp_path / "cells"))
+    first = comparison(replace(config, only=("random_vit",)), data, tmp_path / "first")
+    assert {cell.arm for cell in first.missing()} == set(CONFIG.arms)
+    monkeypatch.setattr(Comparison, "floors", lambda _: {})
+    assert len(first.run().record["missing"]) == len(CONFIG.arms) - 1
+    others = tuple(name for name in CONFIG.arms if name != "random_vit")
+    second = comparison(replace(config, only=others), data, tmp_path / "second").run()
+    assert second.record["missing"] == []
+    assert {entry["arm"] for entry in second.record["rates"]} == set(CONFIG.arms)  # all that are in the folder
+
+
 def test_tasks_and_floors_are_the_shipped_ones(data: Path, tmp_path: Path) -> None:
     shipped = load_manifest("push")
     grid = comparison(replace(CONFIG, episodes=len(shipped)), data, tmp_path / "run")

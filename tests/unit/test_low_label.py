@@ -111,6 +111,7 @@ def test_arms_are_parsed() -> None:
         ({"candidate": "emma"}, "candidate='emma' is none of the arms"),
         ({"labels": ()}, "labels is empty"),
         ({"looks": ("bright",)}, "looks must be among"),
+        ({"only": ("emma",)}, "only must be among"),
         ({"episodes": 0}, "episodes must be >= 1"),
         ({"arms": {**ARMS, "x": {"sedes": 2}}}, "arm x must be a mapping with some of the keys"),
         ({"arms": {**ARMS, "x": {"seeds": 0}}}, "arm x: seeds must be >= 1"),

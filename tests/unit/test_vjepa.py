@@ -392,3 +392,15 @@ def test_recolouring_is_per_tubelet_and_leaves_the_targets_alone() -> None:
     assert torch.equal(plain.clip_statistics.mean, recoloured.clip_statistics.mean)
     with pytest.raises(ConfigError, match="recolour"):
         make(recolour=1.5)
+
+
+def test_a_share_of_the_tubelets_keeps_its_colours() -> None:
+    task = make(recolour=1.0, recolour_share=0.5)
+    video = torch.cat([clips().pixels for _ in range(64)]).permute(0, 1, 4, 2, 3).float() / 255
+    tubelet = task.encoder.config.tubelet_size
+    changed = (task._disguised(video, stream()) - video).abs().flatten(2).amax(dim=-1) > 0  # (B, T)
+    assert torch.equal(changed[:, ::tubelet], changed[:, 1::tubelet])  # a tubelet is changed whole or not at all
+    assert 0.4 < changed.float().mean() < 0.6
+    assert torch.equal(make(recolour=1.0, recolour_share=0.0)._disguised(video, stream()), video)
+    with pytest.raises(ConfigError, match="recolour_share"):
+        make(recolour_share=-0.1)

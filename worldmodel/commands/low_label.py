@@ -72,6 +72,8 @@ class LowLabelConfig:
         validation_episodes: Validation tasks per arm and variant.
         validation_labels: Labelled episodes of the trainings that are compared on them.
         candidate: Arm that is compared with all others.
+        only: Arms whose cells this call makes, so that several calls with run folders of their own and one folder of
+            `cells` share the work; null makes those of all arms. Tables and plot hold every finished cell anyhow.
         max_minutes: No new cell is begun after this many minutes; null runs all.
         cells: Folder of finished cells; None means `cells` in the run folder.
         keep_features: Keep the encoded frames for other cells of the same encoder, instead of encoding them again:
@@ -90,6 +92,7 @@ class LowLabelConfig:
     validation_episodes: int = 60
     validation_labels: int = 200
     candidate: str = "ema_repaired"
+    only: tuple[str, ...] | None = None
     max_minutes: float | None = None
     cells: str | None = None
     keep_features: bool = False
@@ -99,6 +102,8 @@ class LowLabelConfig:
             return
         if self.candidate not in self.arms:
             raise ConfigError(f"low_label.candidate={self.candidate!r} is none of the arms {', '.join(self.arms)}")
+        if unknown := sorted(set(self.only or ()) - set(self.arms)):
+            raise ConfigError(f"low_label.only must be among {', '.join(self.arms)}, got {', '.join(unknown)}")
         for name in ("labels", "looks"):
             if not getattr(self, name):
                 raise ConfigError(f"low_label.{name} is empty: there is nothing to compare")
@@ -161,8 +166,11 @@ class Comparison:
             DataError: No cell is finished, or one was made from another recording.
         """
         self._check_recording()
-        begin, missing = time.perf_counter(), self.missing()
+        begin, missing, only = time.perf_counter(), self.missing(), self._config.only
         self._run.note(f"{len(self.cells)} cells, {len(self.cells) - len(missing)} of them done before")
+        if only is not None:
+            missing = [cell for cell in missing if cell.arm in only]
+            self._run.note(f"{len(missing)} of the others belong to {', '.join(only)}")
         for number, cell in enumerate(missing, start=1):
             minutes = (time.perf_counter() - begin) / 60
             if self._config.max_minutes is not None and minutes >= self._config.max_minutes:

@@ -8,7 +8,9 @@ from torch import Tensor
 from worldmodel.data.recolour import mapped_colours
 
 
-def recoloured(video: Tensor, strength: float, tubelet: int, generator: torch.Generator) -> Tensor:
+def recoloured(
+    video: Tensor, strength: float, tubelet: int, generator: torch.Generator, *, share: float = 1.0
+) -> Tensor:
     """Clips under a random affine map of the colours, one for each tubelet.
 
     Args:
@@ -16,13 +18,17 @@ def recoloured(video: Tensor, strength: float, tubelet: int, generator: torch.Ge
         strength: In [0, 1].
         tubelet: Frames of a tubelet; T is a multiple of it.
         generator: Stream of the maps.
+        share: Of the tubelets whose colours are mapped, in [0, 1]; the others keep theirs.
     """
     shape = (len(video), video.shape[1] // tubelet, 3)
     normal = torch.randn((*shape, 3), generator=generator, device=video.device)
     uniform = torch.rand(shape, generator=generator, device=video.device)
     normal, uniform = (draw.repeat_interleave(tubelet, dim=1) for draw in (normal, uniform))
-    mapped: Tensor = mapped_colours(video.flatten(3), normal, uniform, strength)
-    return mapped.view_as(video)
+    mapped: Tensor = mapped_colours(video.flatten(3), normal, uniform, strength).view_as(video)
+    if share == 1:
+        return mapped
+    chosen = torch.rand(shape[:2], generator=generator, device=video.device) < share
+    return torch.where(chosen.repeat_interleave(tubelet, dim=1)[..., None, None, None], mapped, video)
 
 
 def jittered(video: Tensor, strength: float, generator: torch.Generator) -> Tensor:

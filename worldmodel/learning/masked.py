@@ -59,6 +59,7 @@ class MaskedConfig:
             for the visible tokens only; the targets stay as they are.
         recolour: Strength, in [0, 1], of a random affine map of the colours, drawn per tubelet for the visible tokens
             only; the targets stay as they are.
+        recolour_share: Share of the tubelets that are recoloured, in [0, 1]; the others are seen as they are.
         checkpoint_activations: Compute the blocks again in the backward pass instead of keeping what they held.
     """
 
@@ -72,6 +73,7 @@ class MaskedConfig:
     context_ramp_steps: int | None = None
     jitter: float = 0.0
     recolour: float = 0.0
+    recolour_share: float = 1.0
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
@@ -83,6 +85,7 @@ class MaskedConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")
         check_strength("recolour", self.recolour)
+        check_strength("recolour_share", self.recolour_share)
         if self.context_ramp_steps is not None and self.context_ramp_steps < 1:
             raise ConfigError(f"context_ramp_steps must be >= 1 or None, got {self.context_ramp_steps}")
         if self.predictor.num_mask_tokens < len(self.mask.num_blocks):
@@ -382,7 +385,8 @@ class MaskedTask(nn.Module, ABC):
         """What visible tokens are made of: recoloured, then jittered."""
         config = self.masking
         if config.recolour > 0:
-            video = recoloured(video, config.recolour, self.encoder.config.tubelet_size, generator)
+            tubelet = self.encoder.config.tubelet_size
+            video = recoloured(video, config.recolour, tubelet, generator, share=config.recolour_share)
         return jittered(video, config.jitter, generator) if config.jitter > 0 else video
 
 
