@@ -157,7 +157,11 @@ class _Training:
         dataset = EpisodeDataset.open(settings.data, distractor=settings.distractor)
         self._dataset = dataset
         self._task: MaskedTask = build_task(
-            settings.encoder, settings.target, background=pretrain.backgrounds(dataset), teacher=None, seed=0
+            settings.encoder,
+            settings.target,
+            background=pretrain.backgrounds(dataset, settings.background),
+            teacher=None,
+            seed=0,
         )
         self._sampler = ClipSampler(
             dataset,

@@ -35,7 +35,7 @@ from worldmodel.learning.fit_config import FitConfig
 from worldmodel.learning.masked import MaskedTask
 from worldmodel.learning.probes import probe
 from worldmodel.learning.run_state import METRICS_NAME
-from worldmodel.learning.targets import TargetConfig, build_task, pixel_stage
+from worldmodel.learning.targets import TargetConfig, build_task, first_stage
 from worldmodel.learning.teacher import TeacherConfig
 from worldmodel.learning.vjepa import VJEPAConfig
 from worldmodel.models.checkpoint import load_encoder, save_encoder
@@ -43,9 +43,11 @@ from worldmodel.models.encoders import VideoViT
 from worldmodel.models.frozen_encoders import TimmEncoderConfig
 from worldmodel.models.vit import ViTConfig
 
+BACKGROUNDS = ("episode", "recording")
 PROBE_FRAMES = 4000
 _ENCODE_FRAMES = 128
 _HEALTH_CLIPS = 64
+_BACKGROUND_FRAMES = 2000  # of all episodes; more do not change their median visibly
 _BACKGROUND_STRIDE = 4  # every fourth frame gives the same median as all of them, four times as fast
 
 
@@ -62,6 +64,9 @@ class Settings(RunSettings):
         batch_size: Clips per step.
         frame_step: Env steps between the frames of a clip.
         validation_fraction: Share of episodes left out.
+        background: What counts as moving is told by the difference to the median frame, of the "episode", or of all the
+            "recording": then what stands still for an episode and is elsewhere in others, an object, counts too. That
+            needs one camera and one look.
         distractor: Drawn over every frame: what an encoder has to learn to ignore.
         snapshots: Keep the encoder of every health check in `snapshots` of the run folder, named by the step.
         out: Folder of the encoder; None means `encoder` in the run folder.
@@ -76,10 +81,15 @@ class Settings(RunSettings):
     batch_size: int = 32
     frame_step: int = 1
     validation_fraction: float = 0.05
+    background: str = "episode"
     distractor: DistractorConfig = field(default_factory=DistractorConfig)
     snapshots: bool = False
     out: str | None = None
     sinks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.background not in BACKGROUNDS:
+            raise ConfigError(f"background must be one of {', '.join(BACKGROUNDS)}, got {self.background!r}")
 
 
 class ClipSource:
@@ -204,7 +214,7 @@ def run(settings: Settings, run: Run) -> Outcome:
         f"{settings.fit.steps} steps of {settings.batch_size} clips"
     )
     run.kept = f"the last saved step is in {run.folder}; continue with run_dir={run.folder}"
-    background = backgrounds(dataset)
+    background = backgrounds(dataset, settings.background)
     encoder = settings.encoder
     settings, teacher, minutes = _teacher(settings, encoder, dataset, background, run)
     task, report, monitor = _fit(settings, encoder, dataset, background, teacher, run)
@@ -237,9 +247,13 @@ def check_spacing(settings: Settings) -> int:
     return settings.fit.eval_every or max(1, settings.fit.steps // 20)
 
 
-def backgrounds(dataset: EpisodeDataset) -> Tensor:
-    """(E, Y, X, 3) uint8 median frame of every episode: what does not move."""
+def backgrounds(dataset: EpisodeDataset, of: str = "episode") -> Tensor:
+    """(E, Y, X, 3) uint8 median frame of every episode, or E times that of the recording: what does not move."""
     index = dataset.index
+    if of == "recording":
+        rows = np.linspace(0, dataset.num_frames - 1, min(dataset.num_frames, _BACKGROUND_FRAMES)).astype(np.int64)
+        median = np.median(dataset.pixels[np.unique(rows)], axis=0).astype(np.uint8)
+        return torch.from_numpy(median).expand(len(dataset), -1, -1, -1)
     frames = [
         np.median(dataset.pixels[start : start + length : _BACKGROUND_STRIDE], axis=0).astype(np.uint8)
         for start, length in zip(index.start, index.length, strict=True)
@@ -287,8 +301,8 @@ def _teacher(
     steps = round(settings.target.steps_share * settings.fit.steps)
     if not 0 < steps < settings.fit.steps:
         raise ConfigError(f"target.steps_share leaves a stage without steps: {steps} of {settings.fit.steps}")
-    run.note(f"First stage: a teacher on pixels, {steps} steps")
-    first = replace(settings, target=pixel_stage(settings.target), fit=replace(settings.fit, steps=steps))
+    run.note(f"First stage: a teacher ({settings.target.first_stage}), {steps} steps")
+    first = replace(settings, target=first_stage(settings.target), fit=replace(settings.fit, steps=steps))
     task, report, _ = _fit(first, encoder, dataset, background, None, replace(run, folder=run.folder / "teacher"))
     run.note(f"Second stage: a student of the frozen teacher, {settings.fit.steps - steps} steps")
     second = replace(settings, fit=replace(settings.fit, steps=settings.fit.steps - steps))

@@ -5,6 +5,8 @@ Separate from the tasks so that none of them knows the others.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from worldmodel.errors import ConfigError
@@ -52,8 +54,13 @@ def build_task(
             return TeacherTask(encoder, config, teacher, background=background, seed=seed)
 
 
-def pixel_stage(config: TeacherConfig) -> PixelsConfig:
-    """Target of the first stage: pixels under the masks, predictor and weights of the second."""
+def first_stage(config: TeacherConfig) -> PixelsConfig | VJEPAConfig:
+    """Target of the first stage, that makes the teacher: masks and predictor are those of the second.
+
+    A teacher on pixels shares the weights of the loss as well; one that is a V-JEPA has those of its own recipe.
+    """
+    if config.first_stage == "ema_repaired":
+        return replace(VJEPAConfig.repaired(), predictor=config.predictor, mask=config.mask)
     return PixelsConfig(
         predictor=config.predictor,
         mask=config.mask,
