@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -94,6 +95,15 @@ def test_append_is_done_when_the_episodes_are_there(config: Config) -> None:
     again = collect(config(append=True))
     assert (again.episodes, again.frames, again.frames_per_s) == (0, 0, 0.0)
     assert again.content_hash == first.content_hash
+
+
+def test_a_file_that_is_complete_is_not_written_to(config: Config) -> None:
+    """Others may be training on it."""
+    collect(config())
+    with h5py.File(config().out, "r"):
+        with pytest.raises(DataError):  # the file is locked against writing
+            collect(config(episodes=5, append=True))
+        assert collect(config(append=True)).episodes == 0
 
 
 def test_two_environments_in_one_file(config: Config) -> None:

@@ -248,6 +248,8 @@ def collect(config: CollectConfig, progress: bool = True) -> CollectReport:
         env.close()
     recorded = frames = 0
     begin = time.perf_counter()
+    if out.exists() and _is_complete(config, EpisodeDataset.open(out), spec):
+        return _report(out, 0, 0, time.perf_counter() - begin)  # without writing: others may be reading it
     with EpisodeWriter(out, spec, append=config.append) as writer:
         missing = config.episodes - writer.count(env_id)
         blocks = _blocks(len(writer), max(missing, 0), config.episodes_per_block)
@@ -262,11 +264,20 @@ def collect(config: CollectConfig, progress: bool = True) -> CollectReport:
                 recorded += len(episodes)
                 frames += len(episodes) * (steps + 1)
                 advance(len(episodes), frames / (time.perf_counter() - begin))
-    seconds = time.perf_counter() - begin
+    return _report(out, recorded, frames, time.perf_counter() - begin)
+
+
+def _is_complete(config: CollectConfig, dataset: EpisodeDataset, spec: EpisodeSpec) -> bool:
+    """Whether a file holds all that is asked for already."""
+    held = int(np.count_nonzero(dataset.index.env_id == spec.env_id))
+    return held >= config.episodes and not dataset.spec.differences(spec)
+
+
+def _report(out: Path, episodes: int, frames: int, seconds: float) -> CollectReport:
     dataset = EpisodeDataset.open(out)
     return CollectReport(
         path=out,
-        episodes=recorded,
+        episodes=episodes,
         frames=frames,
         seconds=seconds,
         frames_per_s=frames / seconds,
