@@ -65,6 +65,7 @@ _OPTIONS = {
     "target": {
         "ema": "worldmodel.learning.vjepa:VJEPAConfig",
         "teacher": "worldmodel.learning.teacher:TeacherConfig",
+        "any_colour": "worldmodel.learning.any_colour:AnyColourConfig",
         "online": "worldmodel.learning.online:OnlineConfig",
         "pixels": "worldmodel.learning.pixels:PixelsConfig",
     },

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from worldmodel.data.recolour import check_strength
 from worldmodel.errors import ConfigError
-from worldmodel.learning.disguise import jittered, recoloured
+from worldmodel.learning.disguise import jittered, recoloured, recoloured_parts
 from worldmodel.learning.masking import MaskConfig, context_distance, sample_masks
 from worldmodel.models.encoders import VideoViT
 from worldmodel.models.masked_predictor import MaskedPredictor, MaskedPredictorConfig
@@ -60,6 +60,8 @@ class MaskedConfig:
         recolour: Strength, in [0, 1], of a random affine map of the colours, drawn per tubelet for the visible tokens
             only; the targets stay as they are.
         recolour_share: Share of the tubelets that are recoloured, in [0, 1]; the others are seen as they are.
+        recolour_parts: Share, in [0, 1], of the recoloured tubelets in which a few colours move, each by itself, in
+            place of one map of all; `recolour` is then the share of the way they go.
         checkpoint_activations: Compute the blocks again in the backward pass instead of keeping what they held.
     """
 
@@ -74,6 +76,7 @@ class MaskedConfig:
     jitter: float = 0.0
     recolour: float = 0.0
     recolour_share: float = 1.0
+    recolour_parts: float = 0.0
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
@@ -86,6 +89,7 @@ class MaskedConfig:
                 raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")
         check_strength("recolour", self.recolour)
         check_strength("recolour_share", self.recolour_share)
+        check_strength("recolour_parts", self.recolour_parts)
         if self.context_ramp_steps is not None and self.context_ramp_steps < 1:
             raise ConfigError(f"context_ramp_steps must be >= 1 or None, got {self.context_ramp_steps}")
         if self.predictor.num_mask_tokens < len(self.mask.num_blocks):
@@ -385,9 +389,21 @@ class MaskedTask(nn.Module, ABC):
         """What visible tokens are made of: recoloured, then jittered."""
         config = self.masking
         if config.recolour > 0:
-            tubelet = self.encoder.config.tubelet_size
-            video = recoloured(video, config.recolour, tubelet, generator, share=config.recolour_share)
+            video = self._recoloured(video, generator)
         return jittered(video, config.jitter, generator) if config.jitter > 0 else video
+
+    def _recoloured(self, video: Tensor, generator: torch.Generator) -> Tensor:
+        """Tubelets in other colours: all by one map, or some colours each by itself; a share of them as they are."""
+        config, tubelet = self.masking, self.encoder.config.tubelet_size
+        mapped = recoloured(video, config.recolour, tubelet, generator)
+        if config.recolour_share == 1 and config.recolour_parts == 0:
+            return mapped
+        draw = torch.rand(mapped[:, ::tubelet].shape[:2], generator=generator, device=video.device)
+        draw = draw.repeat_interleave(tubelet, dim=1)[..., None, None, None]
+        if config.recolour_parts > 0:
+            parts = video.lerp(recoloured_parts(video, tubelet, generator), config.recolour)
+            mapped = torch.where(draw < config.recolour_share * config.recolour_parts, parts, mapped)
+        return torch.where(draw < config.recolour_share, mapped, video)
 
 
 def _rows(view: View, first: int, last: int) -> View:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from worldmodel.errors import ConfigError
+from worldmodel.learning.any_colour import AnyColourConfig, AnyColourTask
 from worldmodel.learning.masked import MaskedTask
 from worldmodel.learning.online import OnlineConfig, OnlineTask
 from worldmodel.learning.pixels import PixelsConfig, PixelsTask
@@ -18,7 +19,7 @@ from worldmodel.learning.vjepa import VJEPAConfig, VJEPATask
 from worldmodel.models.encoders import VideoViT
 from worldmodel.models.vit import ViTConfig
 
-TargetConfig = VJEPAConfig | PixelsConfig | TeacherConfig | OnlineConfig
+TargetConfig = VJEPAConfig | PixelsConfig | TeacherConfig | AnyColourConfig | OnlineConfig
 
 
 def build_task(
@@ -51,6 +52,8 @@ def build_task(
         case TeacherConfig():
             if teacher is None:
                 raise ConfigError("a target of kind teacher needs the trained teacher")
+            if isinstance(config, AnyColourConfig):
+                return AnyColourTask(encoder, config, teacher, background=background, seed=seed)
             return TeacherTask(encoder, config, teacher, background=background, seed=seed)
 
 

@@ -1,14 +1,13 @@
 """A frozen teacher instead of one that follows: predict its features of what is hidden (SALT, arXiv:2509.24317).
 
 The teacher is an encoder trained before, by default on pixels (`pixels.py`). It never moves, so nothing can collapse,
-and the loss on held-out clips tells how training goes. A student may also learn to stand in for its teacher: to give
-the teacher's own features of a frame in colours the teacher never saw (docs/decisions/0020-canonical-colours.md).
+and the loss on held-out clips tells how training goes.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,9 +31,6 @@ class TeacherConfig(MaskedConfig):
         steps_share: Share of the optimiser steps that such a teacher gets, in (0, 1).
         standardise_floor: As for `VJEPAConfig`.
         polyak: Momentum of the averaged student that is kept.
-        start_from_teacher: Begin with the weights of the teacher, which must have the student's architecture.
-        alignment_weight: Weight of giving the teacher's features themselves, without a predictor in between, of single
-            frames seen whole, as at planning time; colours are drawn anew for it. 0 leaves it out.
     """
 
     path: str | None = None
@@ -42,24 +38,17 @@ class TeacherConfig(MaskedConfig):
     steps_share: float = 0.3
     standardise_floor: float = 0.1
     polyak: float = 0.999
-    start_from_teacher: bool = False
-    alignment_weight: float = 0.0
     loss_exp: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.first_stage not in FIRST_STAGES:
+            raise ConfigError(f"first_stage must be one of {', '.join(FIRST_STAGES)}, got {self.first_stage!r}")
         if not 0 < self.steps_share < 1:
             raise ConfigError(f"steps_share must be in (0, 1), got {self.steps_share}")
         if self.standardise_floor < 0 or not 0 <= self.polyak < 1:
             raise ConfigError(
                 f"need standardise_floor >= 0 and polyak in [0, 1), got {self.standardise_floor} and {self.polyak}"
-            )
-        if self.first_stage not in FIRST_STAGES:
-            raise ConfigError(f"first_stage must be one of {', '.join(FIRST_STAGES)}, got {self.first_stage!r}")
-        if self.alignment_weight < 0 or (self.alignment_weight > 0 and self.single_frame_fraction == 0):
-            raise ConfigError(
-                "alignment_weight must be >= 0, and is for single frames: single_frame_fraction must then be > 0, got "
-                f"{self.alignment_weight} and {self.single_frame_fraction}"
             )
 
 
@@ -74,7 +63,7 @@ class TeacherTask(MaskedTask):
         seed: Seed of the initial weights.
 
     Raises:
-        ConfigError: The teacher's grid differs from the student's, or its features, where the student is to give these.
+        ConfigError: The teacher's grid differs from the student's.
     """
 
     def __init__(
@@ -90,15 +79,6 @@ class TeacherTask(MaskedTask):
             raise ConfigError(f"the teacher's grid is {teacher.config.grid}, the student's {encoder.grid}")
         super().__init__(encoder, config, target_dim=teacher.config.embed_dim, background=background, seed=seed)
         self.config = config
-        if config.start_from_teacher:
-            if replace(teacher.config, taps=()) != replace(encoder, taps=()):
-                raise ConfigError("start_from_teacher needs a teacher with the architecture of the student")
-            self.encoder.load_state_dict(teacher.state_dict())
-        if config.alignment_weight > 0 and teacher.config.embed_dim != encoder.embed_dim:
-            raise ConfigError(
-                f"alignment_weight > 0 needs features as wide as the teacher's, {teacher.config.embed_dim}, got "
-                f"{encoder.embed_dim}"
-            )
         self.teacher = copy.deepcopy(teacher).requires_grad_(False).eval()
         self.average = copy.deepcopy(self.encoder).requires_grad_(False)
 
@@ -122,14 +102,3 @@ class TeacherTask(MaskedTask):
     def raw_targets(self, view: View) -> Tensor:
         """Features of the teacher."""
         return self.teacher.forward_patches(self.teacher.patchify(view.video)).float()
-
-    def regularisation(self, view: View, targets: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Error of the student's own features of single frames, of which nothing is hidden but the colours."""
-        plane = self.frame_statistics.mean.shape[0]
-        if self.config.alignment_weight == 0 or targets.shape[1] != plane:
-            return {}
-        features = self.encoder.forward_patches(self.encoder.patchify(self._disguised(view.video, generator)))
-        standard = view.statistics.standardise(features.float(), self.config.standardise_floor)
-        everywhere = torch.arange(plane, device=standard.device).expand(len(standard), -1)
-        error = self._error(standard, targets, everywhere, view.motion, None)
-        return {"alignment": self.config.alignment_weight * error}
