@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from worldmodel.cli import main
-from worldmodel.models.checkpoint import load_encoder
+from worldmodel.models.checkpoint import load_checkpoint, load_encoder, read_card
 
 TINY = [
     "batch_size=4",
@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("target", ["ema", "ema_repaired", "teacher", "online", "pixels"])
+@pytest.mark.parametrize("target", ["ema", "ema_repaired", "teacher", "any_colour", "online", "pixels"])
 def test_every_target_trains_and_is_diagnosed(
     target: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,8 +47,8 @@ def test_every_target_trains_and_is_diagnosed(
     argv = ["pretrain", f"data={data}", f"target={target}", *TINY, "fit.steps=10", f"run_dir={run}", "--json"]
     assert main(argv) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["steps"] == (7 if target == "teacher" else 10)
-    assert (run / "teacher" / "metrics.jsonl").is_file() == (target == "teacher")
+    assert record["steps"] == {"teacher": 7, "any_colour": 6}.get(target, 10)
+    assert (run / "teacher" / "metrics.jsonl").is_file() == (target in ("teacher", "any_colour"))
     assert (
         record["diagnosis"].split(":")[0] in json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["status"]
     )
@@ -71,6 +71,43 @@ def test_a_teacher_that_is_given_is_used(data: Path, tmp_path: Path, capsys: pyt
     capsys.readouterr()
     assert main([*second, "target.path=nowhere", f"run_dir={tmp_path / 'c'}"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_student_takes_the_place_of_the_encoder_of_a_model(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "train" / "checkpoint", tmp_path / "model"
+    small = ["encoder.image_size=32", "encoder.embed_dim=48", "encoder.depth=2", "encoder.num_heads=2"]
+    small += [
+        "encoder=vit",
+        "encoder.num_frames=4",
+        "temporal_distance.steps=2",
+        "horizon=2",
+        "validation_fraction=0.34",
+    ]
+    train = ["train", f"data={data}", *small, "steps=2", "warmup_steps=1", "batch_size=4", "eval_every=0"]
+    train += ["validation_fraction=0.34"]
+    assert main([*train, f"cache_dir={tmp_path / 'features'}", f"run_dir={model.parent}"]) == 0
+    argv = ["pretrain", f"data={data}", "target=any_colour", "batch_size=4", "validation_fraction=0.34"]
+    argv += [f"target.path={model}", "fit.steps=4", "fit.warmup_steps=1", f"run_dir={tmp_path / 'run'}"]
+    capsys.readouterr()
+    assert main([*argv, f"model_out={out}", "--json"]) == 0  # the architecture is that of the model's encoder
+    record = json.loads(capsys.readouterr().out)
+    assert record["checkpoint"] == str(out)
+    before, after = load_checkpoint(model), load_checkpoint(out)
+    assert torch.equal(before.head.out.weight, after.head.out.weight)
+    weights = after.encoder.state_dict()
+    assert any(not torch.equal(weight, weights[name]) for name, weight in before.encoder.state_dict().items())
+    student = load_encoder(record["encoder"]).state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in student.items())
+    assert read_card(out)["training"]["student"]["objective"]["recolour_parts"] == 0.67
+
+    for wrong, message in (
+        ([*argv, f"model_out={out}", "target=teacher"], "needs target=any_colour"),
+        ([*argv, f"model_out={out}", f"target.path={record['encoder']}"], "not a world model"),
+    ):
+        assert main([*wrong, f"run_dir={tmp_path / 'wrong'}"]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_too_few_held_out_episodes_are_found_before_training(

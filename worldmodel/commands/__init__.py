@@ -66,10 +66,11 @@ COMMANDS: dict[str, Command] = {
             ("encoder.depth=6", "architecture (encoder.embed_dim, ...); encoder=vit_tiny to vit_giant as published"),
             (
                 "target=ema_repaired",
-                "what is predicted; vjepa1, vjepa2, vjepa2_1 as published, teacher, online, pixels",
+                "what is predicted; any_colour, teacher, online, pixels; vjepa1, vjepa2, vjepa2_1 as published",
             ),
             ("target.mask.kind=blocks", "what is hidden: blocks, published, tube, momentary, future or motion"),
             ("target.recolour=1", "what is visible is seen in random other colours; what is predicted is not"),
+            ("background=recording", "objects at rest count like what moves: one camera, one look"),
             ("fit=short", "optimisation; also vjepa1, vjepa2 as published"),
             ("sinks=[tensorboard]", "also write the metrics as TensorBoard events"),
         ),
@@ -305,7 +306,7 @@ COMMANDS: dict[str, Command] = {
         keys=(
             ("experiment=quick", "quick (90 minutes on two cores), shipped (the checkpoint in the package), tiny"),
             ("experiment=low_label", "targets, random and end-to-end encoders at few labelled episodes, cell by cell"),
-            ("experiment=new_colours", "the same at 200 labels, with and without training in random other colours"),
+            ("low_label.only=[ARM,...]", "make the cells of these arms alone; other calls may make the rest"),
             ("low_label.max_minutes=N", "begin no cell after N minutes; the same command goes on later"),
             ("experiment=vjepa2_vitl16", "V-JEPA as published (vjepa1_vitl16, vjepa2_vitg16, ...): for clusters"),
             ("run_dir=FOLDER", "stages that are done in it are skipped"),

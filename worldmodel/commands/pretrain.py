@@ -28,6 +28,7 @@ from worldmodel.data.distractor import DistractorConfig
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.errors import ConfigError
 from worldmodel.hardware import hardware_facts
+from worldmodel.learning.any_colour import AnyColourConfig
 from worldmodel.learning.diagnostics import Health, diagnose, feature_drift, reference_health, task_health
 from worldmodel.learning.features import encode_block
 from worldmodel.learning.fit import FitReport, fit, to_device
@@ -38,10 +39,18 @@ from worldmodel.learning.run_state import METRICS_NAME
 from worldmodel.learning.targets import TargetConfig, build_task, first_stage
 from worldmodel.learning.teacher import TeacherConfig
 from worldmodel.learning.vjepa import VJEPAConfig
-from worldmodel.models.checkpoint import load_encoder, save_encoder
+from worldmodel.models.checkpoint import (
+    load_checkpoint,
+    load_encoder,
+    read_card,
+    resolve_checkpoint,
+    save_checkpoint,
+    save_encoder,
+)
 from worldmodel.models.encoders import VideoViT
 from worldmodel.models.frozen_encoders import TimmEncoderConfig
 from worldmodel.models.vit import ViTConfig
+from worldmodel.models.world_model import WorldModel
 
 BACKGROUNDS = ("episode", "recording")
 PROBE_FRAMES = 4000
@@ -70,6 +79,8 @@ class Settings(RunSettings):
         distractor: Drawn over every frame: what an encoder has to learn to ignore.
         snapshots: Keep the encoder of every health check in `snapshots` of the run folder, named by the step.
         out: Folder of the encoder; None means `encoder` in the run folder.
+        model_out: Folder of a copy of the world model `target.path` with the student of target=any_colour in the place
+            of its encoder; None writes none.
         sinks: ("tensorboard",) also writes the metrics as TensorBoard events into the run folder.
     """
 
@@ -85,11 +96,17 @@ class Settings(RunSettings):
     distractor: DistractorConfig = field(default_factory=DistractorConfig)
     snapshots: bool = False
     out: str | None = None
+    model_out: str | None = None
     sinks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.background not in BACKGROUNDS:
             raise ConfigError(f"background must be one of {', '.join(BACKGROUNDS)}, got {self.background!r}")
+        if self.model_out is not None and not (isinstance(self.target, AnyColourConfig) and self.target.path):
+            raise ConfigError(
+                f"model_out={self.model_out} puts a student in the place of an encoder: it needs target=any_colour and "
+                "target.path=CHECKPOINT, a world model"
+            )
 
 
 class ClipSource:
@@ -207,6 +224,8 @@ def run(settings: Settings, run: Run) -> Outcome:
     if settings.fit.run_dir is not None:
         raise ConfigError("fit.run_dir is the folder of the run itself: set run_dir instead")
     check_sinks(settings.sinks, "tensorboard")
+    if settings.model_out is not None:
+        _host(settings)  # found out now, not after the training
     dataset = EpisodeDataset.open(settings.data, distractor=settings.distractor)
     kind = type(settings.target).__name__.removesuffix("Config")
     run.note(
@@ -217,21 +236,42 @@ def run(settings: Settings, run: Run) -> Outcome:
     background = backgrounds(dataset, settings.background)
     encoder = settings.encoder
     settings, teacher, minutes = _teacher(settings, encoder, dataset, background, run)
+    if teacher is not None and isinstance(settings.target, AnyColourConfig):
+        encoder = replace(teacher.config, taps=())  # a student that starts as its teacher
     task, report, monitor = _fit(settings, encoder, dataset, background, teacher, run)
-    out = Path(settings.out) if settings.out is not None else run.folder / "encoder"
     minutes = round(minutes + report.seconds / 60, 2)
-    save_encoder(out, task.result.cpu(), card_of(settings, dataset, report, minutes))
+    written = _save(settings, task.result.cpu(), card_of(settings, dataset, report, minutes), run)
     plot = health_figure(run.folder / METRICS_NAME, monitor.reference.to_dict("health_"))
     picture = save_figure(plot, run.folder / "health.png")
     record = {
-        "encoder": str(out),
+        **written,
         "steps": report.step,
         "minutes": minutes,
         "diagnosis": report.evaluation["diagnosis"],
         "metrics": numbers_of(report),
     }
-    lines = (report.evaluation["diagnosis"], f"health over training: {picture}", f"encoder: {out}")
+    places = (f"{what}: {folder}" for what, folder in written.items())
+    lines = (report.evaluation["diagnosis"], f"health over training: {picture}", *places)
     return Outcome(record=record, report=(_table(report, monitor.reference), *lines))
+
+
+def _host(settings: Settings) -> WorldModel:
+    """The world model whose encoder the student stands in for."""
+    assert isinstance(settings.target, AnyColourConfig)  # `Settings` has checked it
+    return load_checkpoint(str(settings.target.path))
+
+
+def _save(settings: Settings, encoder: VideoViT, card: dict[str, Any], run: Run) -> dict[str, str]:
+    """Write the encoder, and the world model it goes into; where they are."""
+    out = Path(settings.out) if settings.out is not None else run.folder / "encoder"
+    save_encoder(out, encoder, card)
+    if settings.model_out is None or not isinstance(settings.target, AnyColourConfig):
+        return {"encoder": str(out)}
+    model = _host(settings)
+    model.encoder.load_state_dict(encoder.state_dict())
+    trained = read_card(resolve_checkpoint(str(settings.target.path)))["training"]
+    save_checkpoint(settings.model_out, model, {**trained, "student": card})
+    return {"encoder": str(out), "checkpoint": settings.model_out}
 
 
 def probe_frames(num_frames: int) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ class AnyColourConfig(TeacherConfig):
     """
 
     first_stage: str = "ema_repaired"
-    steps_share: float = 0.5
+    steps_share: float = 0.45
     recolour: float = 1.0
     recolour_share: float = 0.75
     recolour_parts: float = 0.67
