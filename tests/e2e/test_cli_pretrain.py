@@ -89,7 +89,13 @@ def test_a_student_takes_the_place_of_the_encoder_of_a_model(
     train += ["validation_fraction=0.34"]
     assert main([*train, f"cache_dir={tmp_path / 'features'}", f"run_dir={model.parent}"]) == 0
     argv = ["pretrain", f"data={data}", "target=any_colour", "batch_size=4", "validation_fraction=0.34"]
-    argv += [f"target.path={model}", "fit.steps=4", "fit.warmup_steps=1", f"run_dir={tmp_path / 'run'}"]
+    argv += [
+        f"target.path={model}",
+        "target.latent_weight=1",
+        "fit.steps=4",
+        "fit.warmup_steps=1",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     capsys.readouterr()
     assert main([*argv, f"model_out={out}", "--json"]) == 0  # the architecture is that of the model's encoder
     record = json.loads(capsys.readouterr().out)

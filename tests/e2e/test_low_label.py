@@ -158,7 +158,7 @@ def test_tasks_and_floors_are_the_shipped_ones(data: Path, tmp_path: Path) -> No
     shipped = load_manifest("push")
     grid = comparison(replace(CONFIG, episodes=len(shipped)), data, tmp_path / "run")
     assert grid.floors() == {name: [row.held for row in found.rows] for name, found in shipped.baselines.items()}
-    kept = Path(__file__).parents[2] / "docs" / "results" / "low_label" / "cells" / "ema_repaired-200-s0.json"
+    kept = Path(__file__).parents[2] / "docs" / "results" / "low_label" / "first_recipe" / "ema_repaired-200-s0.json"
     for look, tasks in json.loads(kept.read_text())["manifests"].items():  # recorded on another machine
         assert load_manifest(grid._manifest(look)).hash == tasks
 

@@ -12,6 +12,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.learning.any_colour import AnyColourConfig, AnyColourTask
 from worldmodel.learning.disguise import recoloured_parts
 from worldmodel.models.encoders import VideoViT
+from worldmodel.models.latent_head import CompactHeadConfig, build_head
 from worldmodel.models.masked_predictor import MaskedPredictorConfig
 from worldmodel.models.vit import ViTConfig
 
@@ -86,6 +87,27 @@ def test_health_is_judged_on_other_colours() -> None:
     first = clips(6)
     first.pixels[:, 1:] = 0  # only the first frame of a clip is judged
     assert torch.equal(task.predict(first, stream())[1], target)
+
+
+def test_the_planning_latent_counts_as_well() -> None:
+    config = AnyColourConfig(predictor=PREDICTOR, latent_weight=0.5, path="a model")
+    head = build_head(CompactHeadConfig(token_dim=4, hidden_dim=16, latent_dim=6), num_tokens=16, embed_dim=24, seed=0)
+    teacher = VideoViT(ENCODER, seed=7)
+    task = AnyColourTask(ENCODER, config, teacher, head=head)
+    parts = task(clips(), stream())
+    assert torch.allclose(parts["loss"], parts["features"] + 0.5 * parts["latent"])
+    batch = clips()
+    view = task._take_apart(task._view(batch))
+    wanted = head(teacher.encode_frames(batch.pixels[:, :: ENCODER.tubelet_size]).flatten(0, 1))
+    assert task.head is not None
+    assert torch.allclose(task._latent(task.head, task.raw_targets(view)), wanted, atol=1e-5)
+    parts["latent"].backward()
+    assert task.encoder.patch_embed.proj.weight.grad is not None
+    assert all(weight.grad is None for weight in task.head.parameters())
+    with pytest.raises(ConfigError, match="an encoder has no latent"):
+        AnyColourTask(ENCODER, config, teacher)
+    with pytest.raises(ConfigError, match="needs the world model whose latent it is"):
+        AnyColourConfig(latent_weight=1.0)
 
 
 def test_what_is_refused() -> None:

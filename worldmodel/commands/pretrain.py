@@ -225,7 +225,7 @@ def run(settings: Settings, run: Run) -> Outcome:
         raise ConfigError("fit.run_dir is the folder of the run itself: set run_dir instead")
     check_sinks(settings.sinks, "tensorboard")
     if settings.model_out is not None:
-        _host(settings)  # found out now, not after the training
+        _host(settings.target)  # found out now, not after the training
     dataset = EpisodeDataset.open(settings.data, distractor=settings.distractor)
     kind = type(settings.target).__name__.removesuffix("Config")
     run.note(
@@ -255,10 +255,10 @@ def run(settings: Settings, run: Run) -> Outcome:
     return Outcome(record=record, report=(_table(report, monitor.reference), *lines))
 
 
-def _host(settings: Settings) -> WorldModel:
+def _host(target: TargetConfig) -> WorldModel:
     """The world model whose encoder the student stands in for."""
-    assert isinstance(settings.target, AnyColourConfig)  # `Settings` has checked it
-    return load_checkpoint(str(settings.target.path))
+    assert isinstance(target, AnyColourConfig)  # `Settings` has checked it
+    return load_checkpoint(str(target.path))
 
 
 def _save(settings: Settings, encoder: VideoViT, card: dict[str, Any], run: Run) -> dict[str, str]:
@@ -267,7 +267,7 @@ def _save(settings: Settings, encoder: VideoViT, card: dict[str, Any], run: Run)
     save_encoder(out, encoder, card)
     if settings.model_out is None or not isinstance(settings.target, AnyColourConfig):
         return {"encoder": str(out)}
-    model = _host(settings)
+    model = _host(settings.target)
     model.encoder.load_state_dict(encoder.state_dict())
     trained = read_card(resolve_checkpoint(str(settings.target.path)))["training"]
     save_checkpoint(settings.model_out, model, {**trained, "student": card})
@@ -372,7 +372,9 @@ def _fit(
         batch_size=settings.batch_size,
         seed=seed,
     )
-    task = build_task(encoder, settings.target, background=background, teacher=teacher, seed=seed)
+    target = settings.target
+    head = _host(target).head if isinstance(target, AnyColourConfig) and target.latent_weight > 0 else None
+    task = build_task(encoder, target, background=background, teacher=teacher, head=head, seed=seed)
     config = replace(settings.fit, run_dir=str(run.folder), eval_every=check_spacing(settings))
     kept = run.folder / "snapshots" if settings.snapshots else None
     monitor = Monitor(dataset, held_out, task, settings, kept)

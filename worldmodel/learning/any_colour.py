@@ -9,16 +9,19 @@ here nothing is hidden, and the features themselves have to agree (docs/decision
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.learning.masked import ClipLike, View
 from worldmodel.learning.teacher import TeacherConfig, TeacherTask
 from worldmodel.models.encoders import VideoViT
-from worldmodel.models.vit import ViTConfig
+from worldmodel.models.latent_head import LatentHead
+from worldmodel.models.vit import LAYER_NORM_EPS, ViTConfig
 
 
 @dataclass(kw_only=True)
@@ -27,6 +30,10 @@ class AnyColourConfig(TeacherConfig):
 
     `mask`, `predictor` and the loss on visible tokens are those of the first stage alone. Frames are single ones, as at
     planning time. `recolour`, `recolour_share` and `recolour_parts` say in which colours they are seen.
+
+    Attributes:
+        latent_weight: Weight of agreement in the planning latent of the world model that `path` names, beside that of
+            the features: a planner sees nothing else. 0 leaves it out.
     """
 
     first_stage: str = "ema_repaired"
@@ -36,9 +43,15 @@ class AnyColourConfig(TeacherConfig):
     recolour_parts: float = 0.67
     motion_weight: float = 10.0
     single_frame_fraction: float = 1.0
+    latent_weight: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.latent_weight < 0 or (self.latent_weight > 0 and self.path is None):
+            raise ConfigError(
+                "latent_weight must be >= 0, and needs the world model whose latent it is: set path, got "
+                f"latent_weight={self.latent_weight}"
+            )
         if self.single_frame_fraction != 1:
             raise ConfigError(
                 f"this target is for single frames: single_frame_fraction must be 1, got {self.single_frame_fraction}"
@@ -52,11 +65,12 @@ class AnyColourTask(TeacherTask):
         encoder: Config of the student.
         config: Objective.
         teacher: Gives the targets; must have the architecture of the student.
+        head: Makes planning latents of the teacher's features; needed with `latent_weight`.
         background: As for `MaskedTask`.
         seed: Of the predictor, which is not used.
 
     Raises:
-        ConfigError: The teacher has another architecture.
+        ConfigError: The teacher has another architecture, or the head is missing.
     """
 
     def __init__(
@@ -65,14 +79,19 @@ class AnyColourTask(TeacherTask):
         config: AnyColourConfig,
         teacher: VideoViT,
         *,
+        head: LatentHead | None = None,
         background: Tensor | None = None,
         seed: int = 0,
     ) -> None:
+        if (config.latent_weight > 0) == (head is None):
+            raise ConfigError("a head is needed for latent_weight > 0, and only then: an encoder has no latent")
         if replace(teacher.config, taps=()) != replace(encoder, taps=()):
             raise ConfigError(
                 f"the student starts as its teacher, so their architectures must agree: {teacher.config} and {encoder}"
             )
         super().__init__(encoder, config, teacher, background=background, seed=seed)
+        self.latent_weight = config.latent_weight
+        self.head = None if head is None else copy.deepcopy(head).requires_grad_(False).eval()
         self.predictor.requires_grad_(False)
         for network in (self.encoder, self.average):
             network.load_state_dict(teacher.state_dict())
@@ -85,14 +104,21 @@ class AnyColourTask(TeacherTask):
             generator: Stream of the colours.
 
         Returns:
-            "loss", the positional share and the standard deviation of the targets.
+            "loss", its terms, the positional share and the standard deviation of the targets.
         """
         view = self._take_apart(self._view(batch))
         targets = self.targets(view)
         everywhere = torch.arange(targets.shape[1], device=targets.device).expand(len(targets), -1)
-        loss = self._error(self._student(view, generator), targets, everywhere, view.motion, None)
+        features = self._student(view, generator)
+        standard = view.statistics.standardise(features, self.config.standardise_floor)
+        terms = {"features": self._error(standard, targets, everywhere, view.motion, None)}
+        if self.head is not None:
+            with torch.no_grad():
+                wanted = self._latent(self.head, self.raw_targets(view))
+            terms["latent"] = 0.5 * (self._latent(self.head, features) - wanted).square().mean()
         return {
-            "loss": loss,
+            "loss": terms["features"] + self.latent_weight * terms.get("latent", 0.0),
+            **terms,
             "positional_share": view.statistics.positional_share(),
             "target_std": view.statistics.variance().mean().sqrt(),
         }
@@ -102,10 +128,14 @@ class AnyColourTask(TeacherTask):
         view = self._take_apart(self._view(batch, with_motion=True))
         assert view.motion is not None
         first = slice(None, None, len(view.video) // len(batch.pixels))
-        return self._student(view, generator)[first], self.targets(view)[first], view.motion[first]
+        standard = view.statistics.standardise(self._student(view, generator), self.config.standardise_floor)
+        return standard[first], self.targets(view)[first], view.motion[first]
 
     def _student(self, view: View, generator: torch.Generator) -> Tensor:
-        """Features (B, N, D) of the student, standardised like the targets."""
-        seen = self.encoder.patchify(self._disguised(view.video, generator))
-        features = self.encoder.forward_patches(seen).float()
-        return view.statistics.standardise(features, self.config.standardise_floor)
+        """Features (B, N, D) of the student."""
+        return self.encoder.forward_patches(self.encoder.patchify(self._disguised(view.video, generator))).float()
+
+    def _latent(self, head: LatentHead, features: Tensor) -> Tensor:
+        """Planning latents of the final features (B, N, D), normed as `VideoViT.encode_frames` does."""
+        latent: Tensor = head(F.layer_norm(features, features.shape[-1:], eps=LAYER_NORM_EPS)).float()
+        return latent

@@ -233,7 +233,8 @@ class CloningTask(nn.Module):
         Returns:
             "loss", and "squared_error" of the standardised actions: 1 is as bad as the mean action.
         """
-        frames = torch.stack([batch.features, batch.goal_features], dim=1).float()  # (B, 2, N, D)
+        # Single precision first: CPU autocast to bfloat16 cannot stack the float16 of the features.
+        frames = torch.stack([batch.features.float(), batch.goal_features.float()], dim=1)  # (B, 2, N, D)
         latents = frames if self.head is None else self.head(frames).float()
         guess = self.net(latents[:, 0], latents[:, 1]).float()
         actions = self.action_normalizer(batch.actions)

@@ -17,6 +17,7 @@ from worldmodel.learning.pixels import PixelsConfig, PixelsTask
 from worldmodel.learning.teacher import TeacherConfig, TeacherTask
 from worldmodel.learning.vjepa import VJEPAConfig, VJEPATask
 from worldmodel.models.encoders import VideoViT
+from worldmodel.models.latent_head import LatentHead
 from worldmodel.models.vit import ViTConfig
 
 TargetConfig = VJEPAConfig | PixelsConfig | TeacherConfig | AnyColourConfig | OnlineConfig
@@ -28,6 +29,7 @@ def build_task(
     *,
     background: Tensor | None = None,
     teacher: VideoViT | None = None,
+    head: LatentHead | None = None,
     seed: int = 0,
 ) -> MaskedTask:
     """Training task of a target.
@@ -37,6 +39,7 @@ def build_task(
         config: The target.
         background: (E, Y, X, 3) uint8 typical frame of each episode; see `MaskedTask`.
         teacher: Needed by, and only by, `TeacherConfig`.
+        head: Of the teacher's planning latent, for `AnyColourConfig` with a `latent_weight`.
         seed: Seed of the initial weights.
 
     Raises:
@@ -53,7 +56,7 @@ def build_task(
             if teacher is None:
                 raise ConfigError("a target of kind teacher needs the trained teacher")
             if isinstance(config, AnyColourConfig):
-                return AnyColourTask(encoder, config, teacher, background=background, seed=seed)
+                return AnyColourTask(encoder, config, teacher, head=head, background=background, seed=seed)
             return TeacherTask(encoder, config, teacher, background=background, seed=seed)
 
 
