@@ -18,6 +18,7 @@ from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.evaluation.baselines import ManifestConfig, make_manifest, manifest_path
 from worldmodel.evaluation.evaluate import EvaluateConfig, evaluate
 from worldmodel.evaluation.finished import read_subject
+from worldmodel.evaluation.manifest import load_manifest
 from worldmodel.models.checkpoint import load_checkpoint, save_checkpoint
 from worldmodel.models.runtime import RuntimeConfig
 from worldmodel.planners.cem import CEM
@@ -82,6 +83,21 @@ def test_outcomes_do_not_depend_on_workers_or_batch(
 def test_the_seed_matters(config: EvaluateConfig, reference: list[dict[str, object]]) -> None:
     other = evaluate(replace(config, seed=1, episodes=1), progress=False).to_json()["episodes_table"]
     assert other[0]["final_distance_m"] != reference[0]["final_distance_m"]
+
+
+def test_the_same_tasks_in_other_colours(
+    config: EvaluateConfig, reference: list[dict[str, object]], tmp_path: Path
+) -> None:
+    plain = evaluate(replace(config, looks="trained"), progress=False).to_json()
+    assert plain["episodes_table"] == reference
+    dressed = evaluate(replace(config, looks="new_colours", run_dir=str(tmp_path)), progress=False).to_json()
+    assert dressed["manifest_hash"] != plain["manifest_hash"]
+    assert dressed["manifest_hash"] == load_manifest(config.manifest).with_looks("new_colours").hash
+    starts = [[row["start_distance_m"] for row in record["episodes_table"]] for record in (plain, dressed)]
+    assert starts[0] == starts[1]
+    assert dressed["episodes_table"] != reference
+    with pytest.raises(ConfigError, match="did you mean 'new_colours'"):
+        evaluate(replace(config, looks="new_colors"), progress=False)
 
 
 @pytest.mark.parametrize("share", np.random.default_rng(8).uniform(0.1, 1.0, size=3))

@@ -187,6 +187,7 @@ COMMANDS: dict[str, Command] = {
         keys=(
             ("env=push", "environment whose shipped manifest is used (manifest=FILE for another)"),
             ("episodes=100", "first N tasks of the manifest"),
+            ("looks=new_colours", "the same tasks, colours drawn for each"),
             ("checkpoint=shipped", "trained model: the one in the package, or a folder"),
             ("planner=mppi", "another search: see worldmodel plan --help"),
             ("delay=measured", "the robot goes on while a plan is computed; or a number of control steps"),

@@ -47,6 +47,7 @@ class EvaluateConfig:
         replan_every: Model steps carried out between plans.
         batch: Episodes a process runs in lockstep; outcomes do not depend on it.
         manifest: "shipped" for the environment's own test tasks, "validation" for its validation tasks, or a path.
+        looks: "trained", or "new_colours" for the same tasks in colours drawn for each; None leaves them as they are.
         run_dir: Folder that records finished episodes and continues from them; None keeps nothing.
         seed: Seed of the planners' streams, mixed with every task's own.
         delay: Control steps that pass before a plan takes over, while the robot goes on with the last one; "measured"
@@ -67,6 +68,7 @@ class EvaluateConfig:
     replan_every: int = 1
     batch: int = 10
     manifest: str = "shipped"
+    looks: str | None = None
     run_dir: str | None = None
     seed: int = 0
     delay: str = "0"
@@ -191,6 +193,8 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> EvalResult:
     schedule = Schedule(episodes=config.episodes, workers=config.workers, batch=batch, seed=config.seed)
     env_id = resolve_env_id(config.env)
     manifest = find_manifest(config.manifest, env_id)
+    if config.looks is not None:
+        manifest = manifest.with_looks(config.looks)
     folder = resolve_checkpoint(config.checkpoint, env_id)
     factory: ModelAgents | PolicyAgents
     if is_policy(folder):
