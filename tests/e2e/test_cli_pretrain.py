@@ -88,29 +88,24 @@ def test_a_student_takes_the_place_of_the_encoder_of_a_model(
     train = ["train", f"data={data}", *small, "steps=2", "warmup_steps=1", "batch_size=4", "eval_every=0"]
     train += ["validation_fraction=0.34"]
     assert main([*train, f"cache_dir={tmp_path / 'features'}", f"run_dir={model.parent}"]) == 0
-    argv = ["pretrain", f"data={data}", "target=any_colour", "batch_size=4", "validation_fraction=0.34"]
-    argv += [
-        f"target.path={model}",
-        "target.latent_weight=1",
-        "fit.steps=4",
-        "fit.warmup_steps=1",
-        f"run_dir={tmp_path / 'run'}",
-    ]
+    argv = ["pretrain", f"data={data}", "batch_size=4", "validation_fraction=0.34", f"run_dir={tmp_path / 'run'}"]
+    argv += ["fit.steps=4", "fit.warmup_steps=1", f"target.path={model}"]
+    student = ["target=any_colour", "target.latent_weight=1"]
     capsys.readouterr()
-    assert main([*argv, f"model_out={out}", "--json"]) == 0  # the architecture is that of the model's encoder
+    assert main([*argv, *student, f"model_out={out}", "--json"]) == 0  # the architecture is that of the model's encoder
     record = json.loads(capsys.readouterr().out)
     assert record["checkpoint"] == str(out)
     before, after = load_checkpoint(model), load_checkpoint(out)
     assert torch.equal(before.head.out.weight, after.head.out.weight)
     weights = after.encoder.state_dict()
     assert any(not torch.equal(weight, weights[name]) for name, weight in before.encoder.state_dict().items())
-    student = load_encoder(record["encoder"]).state_dict()
-    assert all(torch.equal(weight, weights[name]) for name, weight in student.items())
+    alone = load_encoder(record["encoder"]).state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in alone.items())
     assert read_card(out)["training"]["student"]["objective"]["recolour_parts"] == 0.67
 
     for wrong, message in (
         ([*argv, f"model_out={out}", "target=teacher"], "needs target=any_colour"),
-        ([*argv, f"model_out={out}", f"target.path={record['encoder']}"], "not a world model"),
+        ([*argv, *student, f"model_out={out}", f"target.path={record['encoder']}"], "not a world model"),
     ):
         assert main([*wrong, f"run_dir={tmp_path / 'wrong'}"]) == 2
         assert message in capsys.readouterr().err
