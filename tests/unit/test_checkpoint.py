@@ -268,3 +268,5 @@ def test_shipped_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_checkpoint("shipped", env_spec=Spec())
     with pytest.raises(CheckpointError, match="no shipped checkpoint was trained on other"):
         load_checkpoint("shipped", env_spec=Spec(env_id="other"))
+    default = save_checkpoint(root / checkpoint.DEFAULT, tiny_model(seed=3), CARD)
+    assert checkpoint.resolve_checkpoint("shipped", Spec.env_id) == default

@@ -37,6 +37,8 @@ MAX_FILE_BYTES = 16 * 2**20
 LARGE_MODEL_BYTES, LARGE_FILE_BYTES = 256 * 2**20, 2**30  # never shipped; a single tensor may exceed MAX_FILE_BYTES
 CARD = "card.json"
 SHIPPED = "shipped"
+DEFAULT = "tabletop"
+"""The shipped checkpoint that "shipped" stands for where several fit."""
 STORAGE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -180,8 +182,8 @@ def resolve_checkpoint(path: str | Path, env_id: str | None = None) -> Path:
         return names[str(path)]
     if str(path) == SHIPPED and names:
         fitting = {n: f for n, f in names.items() if env_id is None or env_id in _env_ids(f)}
-        if len(fitting) == 1:
-            return next(iter(fitting.values()))
+        if len(fitting) == 1 or DEFAULT in fitting:
+            return fitting.get(DEFAULT) or next(iter(fitting.values()))
         if not fitting:
             raise CheckpointError(f"no shipped checkpoint was trained on {env_id}; shipped: {_describe(names)}")
         raise CheckpointError(f"several shipped checkpoints fit; name one of {_describe(fitting)}")
