@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldmodel.commands.pretrain import Settings
 from worldmodel.errors import ConfigError
 from worldmodel.learning.any_colour import AnyColourConfig, AnyColourTask
 from worldmodel.learning.disguise import recoloured_parts
@@ -100,7 +101,7 @@ def test_the_planning_latent_counts_as_well() -> None:
     view = task._take_apart(task._view(batch))
     wanted = head(teacher.encode_frames(batch.pixels[:, :: ENCODER.tubelet_size]).flatten(0, 1))
     assert task.head is not None
-    assert torch.allclose(task._latent(task.head, task.raw_targets(view)), wanted, atol=1e-5)
+    assert torch.allclose(task._latent(task.raw_targets(view)), wanted, atol=1e-5)
     parts["latent"].backward()
     assert task.encoder.patch_embed.proj.weight.grad is not None
     assert all(weight.grad is None for weight in task.head.parameters())
@@ -115,6 +116,11 @@ def test_what_is_refused() -> None:
         AnyColourConfig(single_frame_fraction=0.5)
     with pytest.raises(ConfigError, match="architectures must agree"):
         AnyColourTask(ENCODER, AnyColourConfig(predictor=PREDICTOR), VideoViT(replace(ENCODER, depth=1)))
+    tapped = replace(ENCODER, taps=(0, 1))
+    with pytest.raises(ConfigError, match="taps must be empty"):
+        AnyColourTask(tapped, AnyColourConfig(predictor=PREDICTOR), VideoViT(tapped))
+    with pytest.raises(ConfigError, match="taps must be empty"):
+        Settings(data="push.h5", target=AnyColourConfig(), encoder=tapped)
 
 
 def test_parts_change_colours_that_belong_together() -> None:

@@ -102,6 +102,11 @@ class Settings(RunSettings):
     def __post_init__(self) -> None:
         if self.background not in BACKGROUNDS:
             raise ConfigError(f"background must be one of {', '.join(BACKGROUNDS)}, got {self.background!r}")
+        is_student = isinstance(self.target, AnyColourConfig) and self.target.path is None
+        if is_student and isinstance(self.encoder, ViTConfig) and self.encoder.taps:
+            raise ConfigError(
+                f"target=any_colour learns final features: encoder.taps must be empty, got {self.encoder.taps}"
+            )
         if self.model_out is not None and not (isinstance(self.target, AnyColourConfig) and self.target.path):
             raise ConfigError(
                 f"model_out={self.model_out} puts a student in the place of an encoder: it needs target=any_colour and "
@@ -237,7 +242,7 @@ def run(settings: Settings, run: Run) -> Outcome:
     encoder = settings.encoder
     settings, teacher, minutes = _teacher(settings, encoder, dataset, background, run)
     if teacher is not None and isinstance(settings.target, AnyColourConfig):
-        encoder = replace(teacher.config, taps=())  # a student that starts as its teacher
+        encoder = teacher.config  # a student that starts as its teacher
     task, report, monitor = _fit(settings, encoder, dataset, background, teacher, run)
     minutes = round(minutes + report.seconds / 60, 2)
     written = _save(settings, task.result.cpu(), card_of(settings, dataset, report, minutes), run)

@@ -10,7 +10,7 @@ here nothing is hidden, and the features themselves have to agree (docs/decision
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ class AnyColourTask(TeacherTask):
         seed: Of the predictor, which is not used.
 
     Raises:
-        ConfigError: The teacher has another architecture, or the head is missing.
+        ConfigError: The teacher has another architecture or taps several blocks, or the head is missing.
     """
 
     def __init__(
@@ -85,9 +85,10 @@ class AnyColourTask(TeacherTask):
     ) -> None:
         if (config.latent_weight > 0) == (head is None):
             raise ConfigError("a head is needed for latent_weight > 0, and only then: an encoder has no latent")
-        if replace(teacher.config, taps=()) != replace(encoder, taps=()):
+        if teacher.config != encoder or encoder.taps:
             raise ConfigError(
-                f"the student starts as its teacher, so their architectures must agree: {teacher.config} and {encoder}"
+                "the student starts as its teacher, so their architectures must agree, and its final features are what "
+                f"it learns, so taps must be empty: {teacher.config} and {encoder}"
             )
         super().__init__(encoder, config, teacher, background=background, seed=seed)
         self.latent_weight = config.latent_weight
@@ -107,15 +108,17 @@ class AnyColourTask(TeacherTask):
             "loss", its terms, the positional share and the standard deviation of the targets.
         """
         view = self._take_apart(self._view(batch))
-        targets = self.targets(view)
+        with torch.no_grad():
+            wanted = self.raw_targets(view)
+            if self.training:
+                view.statistics.update(wanted)
+            targets = view.statistics.standardise(wanted, self.config.standardise_floor)
         everywhere = torch.arange(targets.shape[1], device=targets.device).expand(len(targets), -1)
         features = self._student(view, generator)
         standard = view.statistics.standardise(features, self.config.standardise_floor)
         terms = {"features": self._error(standard, targets, everywhere, view.motion, None)}
         if self.head is not None:
-            with torch.no_grad():
-                wanted = self._latent(self.head, self.raw_targets(view))
-            terms["latent"] = 0.5 * (self._latent(self.head, features) - wanted).square().mean()
+            terms["latent"] = 0.5 * (self._latent(features) - self._latent(wanted)).square().mean()
         return {
             "loss": terms["features"] + self.latent_weight * terms.get("latent", 0.0),
             **terms,
@@ -135,7 +138,8 @@ class AnyColourTask(TeacherTask):
         """Features (B, N, D) of the student."""
         return self.encoder.forward_patches(self.encoder.patchify(self._disguised(view.video, generator))).float()
 
-    def _latent(self, head: LatentHead, features: Tensor) -> Tensor:
+    def _latent(self, features: Tensor) -> Tensor:
         """Planning latents of the final features (B, N, D), normed as `VideoViT.encode_frames` does."""
-        latent: Tensor = head(F.layer_norm(features, features.shape[-1:], eps=LAYER_NORM_EPS)).float()
+        assert self.head is not None
+        latent: Tensor = self.head(F.layer_norm(features, features.shape[-1:], eps=LAYER_NORM_EPS)).float()
         return latent
