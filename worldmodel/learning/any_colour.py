@@ -73,6 +73,8 @@ class AnyColourTask(TeacherTask):
         ConfigError: The teacher has another architecture or taps several blocks, or the head is missing.
     """
 
+    config: AnyColourConfig
+
     def __init__(
         self,
         encoder: ViTConfig,
@@ -91,7 +93,6 @@ class AnyColourTask(TeacherTask):
                 f"it learns, so taps must be empty: {teacher.config} and {encoder}"
             )
         super().__init__(encoder, config, teacher, background=background, seed=seed)
-        self.latent_weight = config.latent_weight
         self.head = None if head is None else copy.deepcopy(head).requires_grad_(False).eval()
         self.predictor.requires_grad_(False)
         for network in (self.encoder, self.average):
@@ -120,7 +121,7 @@ class AnyColourTask(TeacherTask):
         if self.head is not None:
             terms["latent"] = 0.5 * (self._latent(features) - self._latent(wanted)).square().mean()
         return {
-            "loss": terms["features"] + self.latent_weight * terms.get("latent", 0.0),
+            "loss": terms["features"] + self.config.latent_weight * terms.get("latent", 0.0),
             **terms,
             "positional_share": view.statistics.positional_share(),
             "target_std": view.statistics.variance().mean().sqrt(),

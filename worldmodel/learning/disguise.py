@@ -63,6 +63,30 @@ def recoloured_parts(video: Tensor, tubelet: int, generator: torch.Generator) ->
     return mapped
 
 
+def in_other_colours(
+    video: Tensor, strength: float, tubelet: int, generator: torch.Generator, *, share: float = 1.0, parts: float = 0.0
+) -> Tensor:
+    """Clips of which some tubelets are recoloured, all colours by one map or some colours each by itself.
+
+    Args:
+        video: (B, T, 3, Y, X) in [0, 1].
+        strength: In [0, 1], as for `recoloured`; where colours move by themselves, the share of the way they go.
+        tubelet: Frames of a tubelet; T is a multiple of it.
+        generator: Stream of the colours.
+        share: Of the tubelets that are recoloured; the others stay as they are.
+        parts: Share of the recoloured tubelets in which `recoloured_parts` draws the colours.
+    """
+    mapped = recoloured(video, strength, tubelet, generator)
+    if share == 1 and parts == 0:
+        return mapped
+    draw = torch.rand(mapped[:, ::tubelet].shape[:2], generator=generator, device=video.device)
+    draw = draw.repeat_interleave(tubelet, dim=1)[..., None, None, None]
+    if parts > 0:
+        moved = video.lerp(recoloured_parts(video, tubelet, generator), strength)
+        mapped = torch.where(draw < share * parts, moved, mapped)
+    return torch.where(draw < share, mapped, video)
+
+
 def jittered(video: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Clips with contrast and brightness changed by up to `strength`, drawn for each frame and colour.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from worldmodel.data.recolour import check_strength
 from worldmodel.errors import ConfigError
-from worldmodel.learning.disguise import jittered, recoloured, recoloured_parts
+from worldmodel.learning.disguise import in_other_colours, jittered
 from worldmodel.learning.masking import MaskConfig, context_distance, sample_masks
 from worldmodel.models.encoders import VideoViT
 from worldmodel.models.masked_predictor import MaskedPredictor, MaskedPredictorConfig
@@ -387,23 +387,11 @@ class MaskedTask(nn.Module, ABC):
 
     def _disguised(self, video: Tensor, generator: torch.Generator) -> Tensor:
         """What visible tokens are made of: recoloured, then jittered."""
-        config = self.masking
-        if config.recolour > 0:
-            video = self._recoloured(video, generator)
-        return jittered(video, config.jitter, generator) if config.jitter > 0 else video
-
-    def _recoloured(self, video: Tensor, generator: torch.Generator) -> Tensor:
-        """Tubelets in other colours: all by one map, or some colours each by itself; a share of them as they are."""
         config, tubelet = self.masking, self.encoder.config.tubelet_size
-        mapped = recoloured(video, config.recolour, tubelet, generator)
-        if config.recolour_share == 1 and config.recolour_parts == 0:
-            return mapped
-        draw = torch.rand(mapped[:, ::tubelet].shape[:2], generator=generator, device=video.device)
-        draw = draw.repeat_interleave(tubelet, dim=1)[..., None, None, None]
-        if config.recolour_parts > 0:
-            parts = video.lerp(recoloured_parts(video, tubelet, generator), config.recolour)
-            mapped = torch.where(draw < config.recolour_share * config.recolour_parts, parts, mapped)
-        return torch.where(draw < config.recolour_share, mapped, video)
+        if config.recolour > 0:
+            shares = {"share": config.recolour_share, "parts": config.recolour_parts}
+            video = in_other_colours(video, config.recolour, tubelet, generator, **shares)
+        return jittered(video, config.jitter, generator) if config.jitter > 0 else video
 
 
 def _rows(view: View, first: int, last: int) -> View:
