@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from worldmodel.cli import main
@@ -17,6 +18,7 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation import baselines
 from worldmodel.evaluation.low_label import read_rows
 from worldmodel.evaluation.manifest import load_manifest
+from worldmodel.models.checkpoint import load_checkpoint
 
 ENCODER = ["encoder.embed_dim=48", "encoder.depth=1", "encoder.num_heads=2", "encoder.num_frames=4"]
 CONFIG = LowLabelConfig(
@@ -56,6 +58,10 @@ CONFIG = LowLabelConfig(
         "random_vit": {"train": ["encoder=vit", *ENCODER, "encoder.image_size=32"]},
         "end_to_end": {"train": ["encoder=conv", "encoder.image_size=32", "frozen=false", "weights.reconstruction=0"]},
         "cloning": {"like": "ema_repaired", "clone": True},
+        "student": {
+            "like": "ema_repaired",
+            "student": ["target.latent_weight=1", "batch_size=4", "validation_fraction=0.34", "fit.steps=2"],
+        },
     },
 )
 
@@ -96,12 +102,16 @@ def test_all_arms_run_and_an_interrupted_comparison_goes_on(data: Path, tmp_path
     assert outcome.record["missing"] == []
     rates = {(entry["arm"], entry["look"]) for entry in outcome.record["rates"]}
     assert rates == {(arm, look) for arm in CONFIG.arms for look in ("trained", "new_colours")}
-    assert {entry["against"] for entry in outcome.record["contrasts"]} == {"random_vit", "end_to_end", "cloning"}
+    others = {entry["against"] for entry in outcome.record["contrasts"]}
+    assert others == {"random_vit", "end_to_end", "cloning", "student"}
     assert set(outcome.record["floors"]) == {"random", "noop", "oracle"}
     assert (tmp_path / "run" / "low_label.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "run" / "low_label.json").read_text())["rates"] == outcome.record["rates"]
     encoders = sorted(path.name for path in (tmp_path / "run" / "encoders").iterdir())
-    assert encoders == ["ema_repaired-s0"]  # cloning uses that of its model
+    assert encoders == ["ema_repaired-s0"]  # cloning and the student use that of their model
+    host, model = (load_checkpoint(tmp_path / "run" / "runs" / "student-3-s0" / name) for name in ("host", "model"))
+    changed = [name for name, weight in host.state_dict().items() if not torch.equal(weight, model.state_dict()[name])]
+    assert changed and all(name.startswith("encoder.") for name in changed)
 
     changed = replace(short, train=[*CONFIG.train, "lr=0.5"])
     with pytest.raises(ConfigError, match="was made with other settings"):

@@ -117,6 +117,7 @@ def test_arms_are_parsed() -> None:
         ({"arms": {**ARMS, "x": {"seeds": 0}}}, "arm x: seeds must be >= 1"),
         ({"arms": {**ARMS, "x": {"like": "random_vit"}}}, "arm x: like=random_vit is no pretrained arm"),
         ({"arms": {**ARMS, "x": {"like": "ema_repaired", "seeds": 3}}}, "at least 3 seeds"),
+        ({"arms": {**ARMS, "x": {"clone": True, "student": []}}}, "arm x: a clone has no world model"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(change: dict[str, object], message: str) -> None:

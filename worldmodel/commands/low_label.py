@@ -42,6 +42,8 @@ class Arm:
         train: Overrides of `worldmodel train`.
         like: Arm whose pretrained encoder this one uses instead of its own.
         clone: Clone behaviour on the frozen features instead of learning dynamics to plan with.
+        student: Overrides of `worldmodel pretrain target=any_colour`: a student, trained on the video alone, takes the
+            place of the encoder in the trained model. None leaves the model as it is.
         seeds: Training seeds, which also draw the labelled episodes: 0, 1, ...
         labels: Numbers of labelled episodes it is run at, of those of the grid; None means all of them.
     """
@@ -50,6 +52,7 @@ class Arm:
     train: list[str] = field(default_factory=list)
     like: str | None = None
     clone: bool = False
+    student: list[str] | None = None
     seeds: int = 1
     labels: list[int | None] | None = None
 
@@ -113,6 +116,8 @@ class LowLabelConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"low_label.{name} must be >= 1, got {getattr(self, name)}")
         for name, arm in self.parsed().items():
+            if arm.clone and arm.student is not None:
+                raise ConfigError(f"arm {name}: a clone has no world model whose encoder a student could replace")
             source = self.parsed().get(arm.like) if arm.like is not None else None
             if arm.like is not None and (source is None or source.pretrain is None or source.seeds < arm.seeds):
                 raise ConfigError(f"arm {name}: like={arm.like} is no pretrained arm of at least {arm.seeds} seeds")
@@ -204,7 +209,10 @@ class Comparison:
         for cell in self.cells:
             for variant in self._config.variants or (None,):
                 for command, overrides in self._commands(cell, variant).items():
-                    self._settings(command, overrides)
+                    if command == "student":
+                        self._student_settings(overrides, self._folder(cell))
+                    else:
+                        self._settings(command, overrides)
         for row in read_rows(self.folder):
             known = row.variant is None or row.variant in self._config.variants
             if row.cell in self.cells and not (known and row.commands == self._commands(row.cell, row.variant)):
@@ -241,8 +249,8 @@ class Comparison:
         self._pretrain(cell)
         variant = self._best_variant(cell) if known is None else known.variant
         commands = self._commands(cell, variant)
-        folder = self._run.folder / "runs" / cell.name
-        trained = self._train(cell, commands["train"], folder)
+        folder = self._folder(cell)
+        trained = self._train(cell, commands, folder)
         looks = [look for look in self._config.looks if known is None or look not in known.held]
         found = {look: self._evaluate(folder, look, self._config.episodes) for look in looks}
         tables = {look: record["episodes_table"] for look, record in found.items()}
@@ -277,6 +285,8 @@ class Comparison:
         }
         if source.pretrain is not None:
             commands["pretrain"] = [*config.pretrain, *source.pretrain, f"fit.seed={cell.seed}"]
+        if arm.student is not None:
+            commands["student"] = ["target=any_colour", *arm.student, f"fit.seed={cell.seed}"]
         return commands
 
     def _settings(self, command: str, overrides: list[str], **paths: Any) -> Any:
@@ -286,6 +296,9 @@ class Comparison:
 
     def _encoder(self, cell: Cell) -> Path:
         return self._run.folder / "encoders" / f"{self._arms[cell.arm].like or cell.arm}-s{cell.seed}"
+
+    def _folder(self, cell: Cell) -> Path:
+        return self._run.folder / "runs" / cell.name
 
     def _part(self, folder: Path) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
@@ -315,21 +328,31 @@ class Comparison:
             for name in variants:
                 self._run.note(f"validating {name} for {cell.arm}")
                 folder = self._run.folder / "selection" / f"{cell.arm}-{name}"
-                self._train(judged, self._commands(judged, name)["train"], folder)
+                self._train(judged, self._commands(judged, name), folder)
                 found = self._evaluate(folder, _VALIDATION, self._config.validation_episodes)
                 scores[name] = float(found["success_rate"])
             record.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
         known: dict[str, float] = json.loads(record.read_text(encoding="utf-8"))
         return max(known, key=known.__getitem__)
 
-    def _train(self, cell: Cell, overrides: list[str], folder: Path) -> dict[str, Any]:
-        """Train one model into `folder`/model; returns the record of the command."""
+    def _train(self, cell: Cell, commands: dict[str, list[str]], folder: Path) -> dict[str, Any]:
+        """Train one model into `folder`/model; returns the record of the command that trains on labelled episodes."""
         cache = str(self._run.folder / "features")
-        settings = self._settings("train", overrides, out=str(folder / "model"), cache_dir=cache)
-        if "pretrain" in self._commands(cell, None):
+        model = folder / ("host" if "student" in commands else "model")
+        settings = self._settings("train", commands["train"], out=str(model), cache_dir=cache)
+        if "pretrain" in commands:
             settings = replace(settings, encoder=PretrainedEncoder(path=str(self._encoder(cell))))
         command = train.clone if self._arms[cell.arm].clone else train.run
-        return command(settings, self._part(folder / "train")).record
+        record = command(settings, self._part(folder / "train")).record
+        if "student" in commands:
+            self._run.note(f"a student for {folder.name}")
+            pretrain.run(self._student_settings(commands["student"], folder), self._part(folder / "student"))
+        return record
+
+    def _student_settings(self, overrides: list[str], folder: Path) -> Any:
+        """Settings by which `folder`/host gets a student as its encoder and becomes `folder`/model."""
+        paths = {"out": str(folder / "student_encoder"), "model_out": str(folder / "model")}
+        return self._settings("pretrain", [*overrides, f"target.path={folder / 'host'}"], **paths)
 
     def _evaluate(self, folder: Path, manifest: str, episodes: int) -> dict[str, Any]:
         """Outcomes of the model in a folder on the first tasks of a manifest."""
