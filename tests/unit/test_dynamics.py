@@ -174,19 +174,6 @@ def test_the_targets_get_the_share_of_the_gradient_that_is_asked_for() -> None:
     torch.testing.assert_close(gradient(0.3), stopped + 0.3 * (full - stopped))
 
 
-def test_actions_are_decoded_from_where_the_latent_goes_not_from_where_it_is() -> None:
-    store = point_store()
-    task = task_of(config(weights=LossWeights(latent_difference=1.0)), store)
-    batch = task.sampler(store, TRAIN, seed=0).next_batch()
-    actions = task.action_normalizer(batch.actions)
-    z = task.latents(batch.features).squeeze(2)
-    found = [
-        task._shaping_losses(latents, batch, actions, torch.Generator().manual_seed(0)) for latents in (z, z + 3.0)
-    ]
-    torch.testing.assert_close(found[0]["latent_difference"], found[1]["latent_difference"])
-    assert not torch.allclose(found[0]["inverse_dynamics"], found[1]["inverse_dynamics"])
-
-
 @pytest.mark.parametrize("wrong", [{"grid_blocks": -1}, {"grid_blocks": 1, "latent": "patch"}])
 def test_convolutions_are_for_the_compact_latent(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="grid_blocks must be >= 0, and 0 but for latent=compact"):

@@ -78,16 +78,12 @@ class DynamicsTask(nn.Module):
         self.action_normalizer = Normalizer(spec.flat_action_dim)
         self.proprio_normalizer = Normalizer(len(spec.proprio_names))
         self.inverse: nn.Module | None = None
-        self.difference: nn.Module | None = None
         self.readout: nn.Module | None = None
         self.decoder: SketchDecoder | None = None
         width = self.head.latent_dim
         if compact and config.weights.inverse_dynamics > 0:
             layers = _linear(2 * width, 256, config.seed + 2), nn.GELU()
             self.inverse = nn.Sequential(*layers, _linear(256, spec.flat_action_dim, config.seed + 3))
-        if compact and config.weights.latent_difference > 0:
-            layers = _linear(width, 256, config.seed + 6), nn.GELU()
-            self.difference = nn.Sequential(*layers, _linear(256, spec.flat_action_dim, config.seed + 7))
         if compact and config.weights.proprio > 0:
             self.readout = _linear(width, len(spec.proprio_names), config.seed + 4)
         if compact and config.weights.reconstruction > 0:
@@ -172,8 +168,6 @@ class DynamicsTask(nn.Module):
         if self.inverse is not None:
             guess = self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1))
             parts["inverse_dynamics"] = functional.mse_loss(guess.float(), actions)
-        if self.difference is not None:
-            parts["latent_difference"] = functional.mse_loss(self.difference(z.diff(dim=1)).float(), actions)
         if self.readout is not None:
             parts["proprio"] = functional.mse_loss(self.readout(z).float(), self.proprio_normalizer(batch.proprio))
         if self.decoder is not None:

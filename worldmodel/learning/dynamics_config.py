@@ -22,8 +22,6 @@ class LossWeights:
         rollout: Mean squared error of the latents along an open-loop rollout.
         one_step: The same for single steps from true latents.
         inverse_dynamics: Error of the (standardised) action recovered from two consecutive latents.
-        latent_difference: The same recovered from the difference of the two latents alone, so that an action moves the
-            latent alike wherever it is taken.
         sigreg: SIGReg on the latents.
         proprio: Error of the (standardised) proprioception read linearly from the latent.
         reconstruction: Error of a random sketch of the tokens decoded from the latent, at the first and the last frame
@@ -39,7 +37,6 @@ class LossWeights:
     proprio: float = 0.5
     reconstruction: float = 1.0
     straightening: float = 0.0
-    latent_difference: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
