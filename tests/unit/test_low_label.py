@@ -89,11 +89,11 @@ def test_cells_of_different_tasks_are_not_mixed() -> None:
 
 def test_the_figure_holds_every_point() -> None:
     curve = LabelCurve(name="a", places=[0, 2], rate=[0.1, 0.9], low=[0.0, 0.8], high=[0.2, 1.0])
-    figure = label_figure({"trained": [curve]}, {"oracle": 1.0}, ["50", "200", "all"])
+    figure = label_figure({"trained": [curve]}, {"oracle": 1.0, "random": 0.0, "noop": 0.0}, ["50", "200", "all"])
     (axes,) = figure.axes
     line = axes.containers[0][0]
     assert list(line.get_ydata()) == pytest.approx([10.0, 90.0])
-    assert [text.get_text() for text in axes.texts] == ["oracle"]
+    assert [text.get_text() for text in axes.texts] == ["oracle", "random, noop"]
 
 
 ARMS = {"ema_repaired": {"pretrain": ["target=ema_repaired"], "seeds": 2}, "random_vit": {"train": ["encoder=vit"]}}

@@ -63,7 +63,8 @@ def label_figure(
                 linewidth=1.2,
                 label=curve.name,
             )
-        for name, rate in floors.items():
+        for rate in dict.fromkeys(floors.values()):
+            name = ", ".join(name for name, other in floors.items() if other == rate)
             axes.axhline(100 * rate, color="0.6", linewidth=0.8, linestyle=":")
             axes.text(len(ticks) - 0.55, 100 * rate, name, color="0.4", fontsize=8, va="bottom", ha="right")
         axes.set_title(title)
