@@ -149,6 +149,13 @@ def test_an_arm_may_be_run_at_some_numbers_of_labels_only(data: Path, tmp_path: 
     assert names == ["random_vit-3-s0", "guessed-3-s0", "guessed-3-s1", "random_vit-all-s0"]
 
 
+def test_a_student_of_what_is_no_vit_is_refused_before_anything_runs(data: Path, tmp_path: Path) -> None:
+    arms = {"wrong": {"train": ["encoder=conv"], "student": ["target.latent_weight=1"]}}
+    config = replace(CONFIG, arms=arms, candidate="wrong")
+    with pytest.raises(ConfigError, match="arm wrong: a student takes the place of a ViT"):
+        comparison(config, data, tmp_path / "run").check()
+
+
 def test_calls_share_the_work_by_arms(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"episodes_table": [{"held": True, "ever": True}], "manifest_hash": "aa"}
     monkeypatch.setattr(Comparison, "_train", lambda *_: {"minutes": 1.0})

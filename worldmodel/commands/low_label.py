@@ -26,6 +26,7 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.baselines import ManifestConfig, OracleAgents, make_manifest
 from worldmodel.evaluation.low_label import Cell, Results, Row, read_rows
 from worldmodel.evaluation.manifest import LOOKS, Manifest, build_manifest, load_manifest
+from worldmodel.models.vit import ViTConfig
 
 FIGURE, RECORD = "low_label.png", "low_label.json"
 ORACLE = ManifestConfig().oracle
@@ -208,11 +209,7 @@ class Comparison:
         """
         for cell in self.cells:
             for variant in self._config.variants or (None,):
-                for command, overrides in self._commands(cell, variant).items():
-                    if command == "student":
-                        self._student_settings(overrides, self._folder(cell))
-                    else:
-                        self._settings(command, overrides)
+                self._check_commands(cell, self._commands(cell, variant))
         for row in read_rows(self.folder):
             known = row.variant is None or row.variant in self._config.variants
             if row.cell in self.cells and not (known and row.commands == self._commands(row.cell, row.variant)):
@@ -220,6 +217,13 @@ class Comparison:
                     f"{self.folder / row.cell.name}.json was made with other settings; choose another run_dir or "
                     "low_label.cells"
                 )
+
+    def _check_commands(self, cell: Cell, commands: dict[str, list[str]]) -> None:
+        settings = {name: self._settings(name, commands[name]) for name in commands if name != "student"}
+        if "student" in commands:
+            self._student_settings(commands["student"], self._folder(cell))
+            if "pretrain" not in commands and not isinstance(settings["train"].encoder, ViTConfig):
+                raise ConfigError(f"arm {cell.arm}: a student takes the place of a ViT, so the arm needs encoder=vit")
 
     def _recording(self) -> str:
         """Content hash of the episode file."""
