@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 
 from worldmodel.cli import main
-from worldmodel.commands.low_label import Comparison, LowLabelConfig
+from worldmodel.commands.low_label import Comparison
+from worldmodel.commands.low_label_grid import LowLabelConfig
 from worldmodel.commands.run import Run
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.errors import ConfigError, DataError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from worldmodel.analysis.success_curves import LabelCurve, label_figure, low_label_figure
-from worldmodel.commands.low_label import Arm, LowLabelConfig
+from worldmodel.commands.low_label_grid import Arm, LowLabelConfig
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.low_label import Cell, Results, Row, read_rows
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from worldmodel.commands import collect, evaluate, low_label, pretrain, train
+from worldmodel.commands.low_label_grid import LowLabelConfig
 from worldmodel.commands.run import Outcome, Run, RunSettings
 from worldmodel.commands.stages import StageBook
 from worldmodel.envs import resolve_env_id
@@ -45,7 +46,7 @@ class Settings(RunSettings):
     train: train.Settings
     evaluate_reach: evaluate.Settings
     evaluate_push: evaluate.Settings
-    low_label: low_label.LowLabelConfig = field(default_factory=low_label.LowLabelConfig)
+    low_label: LowLabelConfig = field(default_factory=LowLabelConfig)
 
 
 STAGES: dict[str, Callable[[Any, Run], Outcome]] = {
