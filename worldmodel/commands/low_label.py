@@ -54,7 +54,7 @@ class Comparison:
             for labels in config.labels
             for seed in range(max(arm.seeds for arm in self._arms.values()))  # every arm once before one twice
             for name, arm in self._arms.items()
-            if seed < arm.seeds and (arm.labels is None or labels in arm.labels)
+            if seed < (1 if labels in config.brief else arm.seeds) and (arm.labels is None or labels in arm.labels)
         ]
 
     def run(self) -> Outcome:
@@ -133,7 +133,7 @@ class Comparison:
 
     def missing(self) -> list[Cell]:
         """Cells that lack a look, in order."""
-        done = {row.cell for row in read_rows(self.folder) if set(self._config.looks) <= row.held.keys()}
+        done = {row.cell for row in read_rows(self.folder) if set(self._looks(row.cell)) <= row.held.keys()}
         return [cell for cell in self.cells if cell not in done]
 
     def make(self, cell: Cell) -> None:
@@ -147,7 +147,7 @@ class Comparison:
         commands = self._commands(cell, variant)
         folder = self._folder(cell)
         trained = self._train(cell, commands, folder)
-        looks = [look for look in self._config.looks if known is None or look not in known.held]
+        looks = [look for look in self._looks(cell) if known is None or look not in known.held]
         found = {look: self._evaluate(folder, look, self._config.episodes) for look in looks}
         tables = {look: record["episodes_table"] for look, record in found.items()}
         row = Row(
@@ -168,6 +168,9 @@ class Comparison:
         """What random, no-op and oracle agents hold; they see no picture, so looks are all the same to them."""
         manifest = load_manifest(self._manifest(self._config.looks[0]))
         return {name: [row.held for row in baseline.rows] for name, baseline in manifest.baselines.items()}
+
+    def _looks(self, cell: Cell) -> tuple[str, ...]:
+        return self._config.looks[:1] if cell.labels in self._config.brief else self._config.looks
 
     def _commands(self, cell: Cell, variant: str | None) -> dict[str, list[str]]:
         """Overrides of every command of a cell, without paths: all that its outcome depends on."""
