@@ -103,8 +103,8 @@ def test_all_arms_run_and_an_interrupted_comparison_goes_on(data: Path, tmp_path
     assert outcome.record["missing"] == []
     rates = {(entry["arm"], entry["look"]) for entry in outcome.record["rates"]}
     assert rates == {(arm, look) for arm in CONFIG.arms for look in ("trained", "new_colours")}
-    others = {entry["against"] for entry in outcome.record["contrasts"]}
-    assert others == {"random_vit", "end_to_end", "cloning", "student"}
+    against = {entry["against"] for entry in outcome.record["contrasts"]}
+    assert against == {"random_vit", "end_to_end", "cloning", "student"}
     assert set(outcome.record["floors"]) == {"random", "noop", "oracle"}
     assert (tmp_path / "run" / "low_label.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "run" / "low_label.json").read_text())["rates"] == outcome.record["rates"]
@@ -115,6 +115,9 @@ def test_all_arms_run_and_an_interrupted_comparison_goes_on(data: Path, tmp_path
     assert changed
     assert all(name.startswith("encoder.") for name in changed)
 
+    first, *others = CONFIG.train
+    moved = {name: {**arm, "train": [*arm.get("train", []), first]} for name, arm in CONFIG.arms.items()}
+    comparison(replace(short, train=others, arms=moved), data, tmp_path / "run").check()  # the same, said elsewhere
     changed = replace(short, train=[*CONFIG.train, "lr=0.5"])
     with pytest.raises(ConfigError, match="was made with other settings"):
         comparison(changed, data, tmp_path / "run").check()

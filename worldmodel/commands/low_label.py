@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,9 @@ class Comparison:
                 self._check_commands(cell, self._commands(cell, variant))
         for row in read_rows(self.folder):
             known = row.variant is None or row.variant in self._config.variants
-            if row.cell in self.cells and not (known and row.commands == self._commands(row.cell, row.variant)):
+            if row.cell in self.cells and not (
+                known and _effective(row.commands) == _effective(self._commands(row.cell, row.variant))
+            ):
                 raise ConfigError(
                     f"{self.folder / row.cell.name}.json was made with other settings; choose another run_dir or "
                     "low_label.cells"
@@ -314,3 +317,8 @@ class Comparison:
             oracle=ORACLE,
         )
         make_manifest(wanted, progress=self._run.progress)
+
+
+def _effective(commands: Mapping[str, list[str]]) -> dict[str, dict[str, str]]:
+    """Overrides by name, the last of a name: where one stands in the list makes no difference to what it does."""
+    return {command: dict(override.split("=", 1) for override in overrides) for command, overrides in commands.items()}
