@@ -321,4 +321,6 @@ class Comparison:
 
 def _effective(commands: Mapping[str, list[str]]) -> dict[str, dict[str, str]]:
     """Overrides by name, the last of a name: where one stands in the list makes no difference to what it does."""
-    return {command: dict(override.partition("=")[::2] for override in overrides) for command, overrides in commands.items()}
+    return {
+        command: dict(override.partition("=")[::2] for override in overrides) for command, overrides in commands.items()
+    }
