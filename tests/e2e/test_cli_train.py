@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from worldmodel.cli import main
 from worldmodel.commands import train
+from worldmodel.commands.material import labelled, material_of
 from worldmodel.commands.run import Run
 from worldmodel.config import load
 from worldmodel.control.collect import CollectConfig, collect
@@ -167,12 +169,36 @@ def test_actions_are_guessed_for_the_episodes_that_do_not_count_as_labelled(
     record = train.clone(settings, Run(folder=tmp_path / "policy_run", console=Console(quiet=True), progress=False))
     assert record.record["metrics"]["guessed_action_r2"] == metrics["guessed_action_r2"]  # video pretraining's use
     for bad, message in (
-        (["labelled_episodes=null"], "it needs labelled_episodes=N"),
+        (["labelled_episodes=null"], "say how many are labelled with labelled_episodes=N"),
         (["labelled_episodes=3"], "there is nothing to guess"),
-        ([*END_TO_END], "frozen=true"),
     ):
         assert main(["train", f"data={data}", *TINY, *guessing, *bad, "run_dir=bad"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_an_encoder_in_training_learns_from_the_frames_of_all_episodes_with_what_its_first_weights_guessed(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guessing = ["validation_fraction=0.25", "labelled_episodes=2", "pseudo_labels.steps=4", "cache_dir=features"]
+    metrics = {}
+    for name, more in {"frozen": [], "end_to_end": END_TO_END}.items():
+        assert main(["train", f"data={data}", *TINY, *guessing, *more, f"run_dir={name}", "--json"]) == 0
+        metrics[name] = json.loads(capsys.readouterr().out)["metrics"]
+    assert metrics["frozen"]["guessed_action_r2"] == metrics["end_to_end"]["guessed_action_r2"]
+    initial = build_encoder(ConvEncoderConfig(image_size=32, widths=(4, 8)), seed=0).state_dict()
+    trained = load_checkpoint(tmp_path / "end_to_end" / "checkpoint").encoder.state_dict()
+    assert not any(torch.equal(value, initial[name]) for name, value in trained.items())
+    settings = load("train", [f"data={data}", *TINY, *guessing, *END_TO_END, "recolour.copies=1"]).settings
+    run = Run(folder=tmp_path / "material", console=Console(quiet=True), progress=False)
+    material = material_of(settings, EpisodeDataset.open(data), run)
+    assert len(material.train_ids) == 3
+    assert [look.dtype for look in material.store.looks] == [np.uint8, np.uint8]
+    truth = EpisodeDataset.open(data)
+    known = labelled(material.train_ids, 2, settings.seed)
+    frames = material.store.frames_of(known)
+    np.testing.assert_array_equal(material.store.action[frames], truth.action[frames])
+    others = material.store.frames_of(np.setdiff1d(material.train_ids, known))
+    assert np.any(material.store.action[others] != truth.action[others])
 
 
 def test_baselines_learn_from_the_models_data_and_stand_beside_it_from_then_on(

@@ -147,16 +147,26 @@ def material_of(settings: Settings, dataset: EpisodeDataset, run: Run) -> Materi
     train_ids, val_ids = dataset.split(settings.validation_fraction, settings.seed)
     labelled_ids = labelled(train_ids, settings.labelled_episodes, settings.seed)
     views = [dataset, *settings.recolour.views(dataset)]
-    if settings.frozen and (settings.labelled_episodes is None or settings.is_guessing):
+    if settings.is_guessing or (settings.frozen and settings.labelled_episodes is None):
         with counted("encoding frames", run.progress) as progress:
-            looks = [cached_features(view, encoder, settings.cache_dir, progress=progress) for view in views]
+            seen = views if settings.frozen else views[:1]  # to guess, the colours of the file are enough
+            looks = [cached_features(view, encoder, settings.cache_dir, progress=progress) for view in seen]
         store = replace(FrameStore.from_dataset(dataset, looks[0]), recoloured=tuple(looks[1:]))
         if settings.latent == "pixels":
             with busy("reading frames", run.progress):
                 store = replace(store, pixels=dataset.load_pixels(0, dataset.num_frames))
         material = Material(encoder=encoder, store=store, train_ids=train_ids, val_ids=val_ids)
-        return _guessed(settings, dataset, material, labelled_ids, run) if settings.is_guessing else material
+        if settings.is_guessing:
+            material = _guessed(settings, dataset, material, labelled_ids, run)
+        return material if settings.frozen else replace(material, store=_raw(material.store, views, run))
     return _few(settings, views, encoder, (labelled_ids, val_ids), run)
+
+
+def _raw(store: FrameStore, views: Sequence[EpisodeDataset], run: Run) -> FrameStore:
+    """The same with frames in place of features, for an encoder that is trained on what its first weights guessed."""
+    with busy("reading frames", run.progress):
+        frames = [view.load_pixels(0, view.num_frames) for view in views]
+    return replace(store, features=frames[0], recoloured=tuple(frames[1:]))
 
 
 def _few(

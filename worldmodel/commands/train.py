@@ -58,7 +58,8 @@ class Settings(RunSettings, DynamicsConfig):
             of a larger one's. None uses all.
         recolour: Other colours the training frames are seen in as well, each frame by itself.
         pseudo_labels: How the actions of the other training episodes are guessed from their video, so that the dynamics
-            are learned on all of them; without steps (the default) they are left out.
+            are learned on all of them; without steps (the default) they are left out. An encoder that is trained too
+            (frozen=false) guesses with the weights it starts from.
         cache_dir: Folder of cached features, shared between runs.
         out: Folder of the checkpoint; None means `checkpoint` in the run folder.
         eval_every: Steps between validations; 0 leaves only the one at the end.
@@ -85,11 +86,10 @@ class Settings(RunSettings, DynamicsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.is_guessing and (self.labelled_episodes is None or not self.frozen):
+        if self.is_guessing and self.labelled_episodes is None:
             raise ConfigError(
-                "pseudo_labels.steps > 0 guesses the actions of episodes that count as unlabelled, from the features "
-                f"of a frozen encoder: it needs labelled_episodes=N and frozen=true, got {self.labelled_episodes} and "
-                f"frozen={str(self.frozen).lower()}"
+                "pseudo_labels.steps > 0 guesses the actions of episodes that count as unlabelled; say how many are "
+                "labelled with labelled_episodes=N"
             )
         if self.recolour.copies > 0 and self.latent == "pixels":
             raise ConfigError("latent=pixels draws the frames themselves, in their own colours; set recolour.copies=0")
