@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from worldmodel.analysis.success_curves import LabelCurve, label_figure, low_label_figure
 from worldmodel.commands.low_label_grid import Arm, LowLabelConfig
@@ -60,6 +62,17 @@ def test_contrasts_say_what_is_shown() -> None:
     assert {entry["arm"] for entry in record["rates"]} == {"ours", "weak", "other", "best", "single"}
 
 
+def test_contrasts_name_their_arms_in_80_columns() -> None:
+    name = "an_arm_with_quite_a_long_name"
+    results = Results(rows=[row("ours", 0.8), row(name, 0.3)], floors={}, candidate="ours")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(results.tables()[-1])
+    text = console.export_text()
+    assert "ours minus the other arm, trained, 50 labels" in text
+    assert name in text
+    assert "nothing: one seed" in text
+
+
 def test_seeds_are_compared_in_pairs() -> None:
     """Both arms are far better on one seed: how much seeds differ says nothing about the arms."""
     rows = [row("ours", 0.9), row("ours", 0.5, seed=1), row("ours", 0.1, seed=2), row("weak", 0.8)]
@@ -77,8 +90,8 @@ def test_holes_are_left_open() -> None:
     assert results.labels == [50, 200, None]
     assert results.contrasts() == []
     assert results.rate("ours", None, "trained") is None
-    first, second, contrasts = results.tables()
-    assert (first.row_count, second.row_count, contrasts.row_count) == (2, 2, 0)
+    first, second = results.tables()
+    assert (first.row_count, second.row_count) == (2, 2)
     assert [axes.get_title() for axes in low_label_figure(results).axes] == ["trained", "new colours"]
 
 

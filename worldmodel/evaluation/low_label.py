@@ -206,7 +206,7 @@ class Results:
         return {"candidate": self.candidate, "rates": rates, "floors": floors, "contrasts": self.contrasts()}
 
     def tables(self) -> list[Table]:
-        """One table of rates per look, one of contrasts."""
+        """Tables of rates, one per look, and of contrasts, one per look and number of labels."""
         tables = []
         for look in self.looks:
             table = Table(
@@ -221,20 +221,25 @@ class Results:
                 text = _percent(sum(held) / len(held), wilson_interval(sum(held), len(held)))
                 table.add_row(name, *[text] * len(self.labels), style="dim")
             tables.append(table)
-        contrasts = Table(
-            title=f"{self.candidate} minus the other arm, points",
-            caption="bootstrap over pairs of seeds and tasks",
-        )
-        for heading in ("look", "labels", "against", "difference", "95 % interval", "seeds", "shown"):
-            contrasts.add_column(heading)
+        return [*tables, *self._contrast_tables()]
+
+    def _contrast_tables(self) -> list[Table]:
+        """One table of contrasts per look and number of labels; narrow enough for 80 columns."""
+        tables: dict[tuple[str, int | None], Table] = {}
         for entry in self.contrasts():
+            place = (entry["look"], entry["labels"])
+            if place not in tables:
+                look, labels = place[0].replace("_", " "), "all" if place[1] is None else place[1]
+                tables[place] = Table(
+                    title=f"{self.candidate} minus the other arm, {look}, {labels} labels",
+                    caption="points held at the end, bootstrap over pairs of seeds and tasks; (pairs)",
+                )
+                for heading in ("against", "difference", "shown"):
+                    tables[place].add_column(heading, justify="right" if heading == "difference" else "left")
             low, high = entry["interval"]
-            count = "all" if entry["labels"] is None else str(entry["labels"])
-            interval = f"[{100 * low:+.0f}, {100 * high:+.0f}]"
-            points = f"{100 * entry['difference']:+.0f}"
-            seeds = str(len(entry["seeds"]))
-            contrasts.add_row(entry["look"], count, entry["against"], points, interval, seeds, entry["shown"])
-        return [*tables, contrasts]
+            points = f"{100 * entry['difference']:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}] ({len(entry['seeds'])})"
+            tables[place].add_row(entry["against"], points, entry["shown"])
+        return list(tables.values())
 
 
 def _cell(found: tuple[float, Interval, int] | None) -> str:
