@@ -25,7 +25,8 @@ class OnlineConfig(MaskedConfig):
 
     Attributes:
         sigreg_weight: Weight of SIGReg on the mean over a frame and, with `centred`, on its deviation from the mean of
-            the clip.
+            the clip. Prediction is a mean over clips and SIGReg grows with their number, so what keeps 32 clips apart
+            is far above the published .02 to .1 for larger batches: .2 collapses on Push, .5 does not (`docs/log.md`).
         centred: Also ask for variation within clips. Without it, features that only tell episodes apart satisfy
             SIGReg: the slow-feature trap.
         sigreg_directions: Random directions SIGReg looks along.
@@ -33,7 +34,7 @@ class OnlineConfig(MaskedConfig):
         target_dim: Width of the projected features.
     """
 
-    sigreg_weight: float = 0.05
+    sigreg_weight: float = 0.5
     centred: bool = True
     sigreg_directions: int = 256
     hidden_dim: int = 256
