@@ -181,3 +181,21 @@ def test_a_run_whose_targets_keep_their_variety_is_never_called_collapsed(config
 def test_a_run_made_to_fail_is_found_out_early(case: dict[str, Any], expected: set[Verdict]) -> None:
     found = verdicts(**case, stop=case["steps"] // 5)
     assert found[-1].verdict in expected, [diagnosis.line for diagnosis in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "is_kept"),
+    [
+        pytest.param(OnlineConfig(**SHARED), True, id="default"),
+        pytest.param(OnlineConfig(**SHARED, sigreg_weight=0.05), False, id="a tenth"),
+    ],
+)
+def test_the_default_weight_of_sigreg_keeps_targets_of_32_clips_apart(config: OnlineConfig, is_kept: bool) -> None:
+    world = World()
+    task = build_task(ENCODER, config, background=world.background, seed=0)
+    clips = world.clips(world.held_out, torch.full_like(world.held_out, 8))
+    start = reference_health(task, clips, world.moments()).target_std
+    fit(task, Source(world, 0), FitConfig(steps=40, lr=1e-3, warmup_steps=10, seed=0, accelerator="cpu"))
+    end = task_health(task, clips, world.moments(), torch.Generator().manual_seed(0)).target_std
+    assert end > start if is_kept else end < 0.4 * start, (start, end)

@@ -85,7 +85,7 @@ ADVICE = {
     Verdict.HEALTHY: "go on",
     Verdict.POSITIONAL: "slow the target encoder, standardise targets per position, weigh motion (target=ema_repaired)",
     Verdict.SLOW: "take per-clip nuisances such as colour out of the targets, and centre them over the clip",
-    Verdict.DIMENSIONAL: "lower the learning rate, or raise ema_start (target=online: raise sigreg_weight)",
+    Verdict.DIMENSIONAL: "lower the learning rate, or raise ema_start (target=online: raise target.sigreg_weight)",
     Verdict.UNDER_TRAINED: "train for more steps, or raise the learning rate",
 }
 
