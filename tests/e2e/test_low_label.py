@@ -153,21 +153,24 @@ def test_an_arm_may_be_run_at_some_numbers_of_labels_only(data: Path, tmp_path: 
     assert names == ["random_vit-3-s0", "guessed-3-s0", "guessed-3-s1", "random_vit-all-s0"]
 
 
-def test_brief_numbers_of_labels_have_one_seed_and_one_look(
+def test_numbers_of_labels_may_have_the_first_seed_or_the_first_look_alone(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arms = {"random_vit": {"train": [], "seeds": 2}}
-    config = replace(CONFIG, arms=arms, candidate="random_vit", labels=(3, None), brief=(None,))
+    config = replace(
+        CONFIG, arms=arms, candidate="random_vit", labels=(3, 2, None), first_look=(2, None), first_seed=(None,)
+    )
     monkeypatch.setattr(Comparison, "_train", lambda *_: {"minutes": 1.0})
     found = {"episodes_table": [{"held": True, "ever": True}], "manifest_hash": "aa"}
     monkeypatch.setattr(Comparison, "_evaluate", lambda *_: found)
     grid = comparison(config, data, tmp_path / "run")
-    assert [cell.name for cell in grid.cells] == ["random_vit-3-s0", "random_vit-3-s1", "random_vit-all-s0"]
+    names = [cell.name for cell in grid.cells]
+    assert names == [f"random_vit-{cell}" for cell in ("3-s0", "3-s1", "2-s0", "2-s1", "all-s0")]
     for cell in grid.cells:
         grid.make(cell)
     looks = {row.cell.name: list(row.held) for row in read_rows(grid.folder)}
     both = ["trained", "new_colours"]
-    assert looks == {"random_vit-3-s0": both, "random_vit-3-s1": both, "random_vit-all-s0": ["trained"]}
+    assert looks == {name: both if "-3-" in name else ["trained"] for name in names}
     assert grid.missing() == []
 
 

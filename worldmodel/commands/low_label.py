@@ -55,7 +55,7 @@ class Comparison:
             for labels in config.labels
             for seed in range(max(arm.seeds for arm in self._arms.values()))  # every arm once before one twice
             for name, arm in self._arms.items()
-            if seed < (1 if labels in config.brief else arm.seeds) and (arm.labels is None or labels in arm.labels)
+            if seed < (1 if labels in config.first_seed else arm.seeds) and (arm.labels is None or labels in arm.labels)
         ]
 
     def run(self) -> Outcome:
@@ -173,7 +173,7 @@ class Comparison:
         return {name: [row.held for row in baseline.rows] for name, baseline in manifest.baselines.items()}
 
     def _looks(self, cell: Cell) -> tuple[str, ...]:
-        return self._config.looks[:1] if cell.labels in self._config.brief else self._config.looks
+        return self._config.looks[:1] if cell.labels in self._config.first_look else self._config.looks
 
     def _commands(self, cell: Cell, variant: str | None) -> dict[str, list[str]]:
         """Overrides of every command of a cell, without paths: all that its outcome depends on."""

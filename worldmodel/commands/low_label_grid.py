@@ -45,7 +45,8 @@ class LowLabelConfig:
         arms: Arms by name, each a mapping of the fields of `Arm`. None of them switches the comparison off.
         labels: Numbers of labelled episodes, in the order they are run; null means all.
         looks: Looks the tasks are shown in; see `worldmodel manifest`.
-        brief: Numbers of labelled episodes at which every arm has its first training seed and the first look alone.
+        first_look: Numbers of labelled episodes at which the tasks are shown in the first look alone.
+        first_seed: Numbers of labelled episodes at which every arm has its first training seed alone.
         episodes: Tasks per cell and look.
         pretrain: Overrides of `worldmodel pretrain` for every pretrained arm.
         train: Overrides of `worldmodel train` for every arm.
@@ -67,7 +68,8 @@ class LowLabelConfig:
     arms: dict[str, Any] = field(default_factory=dict)
     labels: tuple[int | None, ...] = (200, None, 50)
     looks: tuple[str, ...] = LOOKS
-    brief: tuple[int | None, ...] = ()
+    first_look: tuple[int | None, ...] = ()
+    first_seed: tuple[int | None, ...] = ()
     episodes: int = 200
     pretrain: list[str] = field(default_factory=list)
     train: list[str] = field(default_factory=list)
