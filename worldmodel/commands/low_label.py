@@ -131,7 +131,8 @@ class Comparison:
             if row.data not in ("", recording):
                 raise DataError(
                     f"{self.folder / row.cell.name}.json was made from recording {row.data[:12]}, {self._data} is "
-                    f"{recording[:12]}; choose another run_dir or low_label.cells"
+                    f"{recording[:12]}; choose another run_dir or low_label.cells. The same command records other last "
+                    "bits where NumPy's kernels differ: on AVX-512 collect with OPENBLAS_CORETYPE=Haswell"
                 )
 
     def missing(self) -> list[Cell]:
