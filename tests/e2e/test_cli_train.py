@@ -201,6 +201,22 @@ def test_an_encoder_in_training_learns_from_the_frames_of_all_episodes_with_what
     assert np.any(material.store.action[others] != truth.action[others])
 
 
+def test_a_distractor_is_drawn_over_the_frames_of_every_look(data: Path, tmp_path: Path) -> None:
+    flicker = ["distractor.kind=flicker", "recolour.copies=1", "cache_dir=features"]
+    settings = load("train", [f"data={data}", *TINY, *flicker]).settings
+    run = Run(folder=tmp_path / "material", console=Console(quiet=True), progress=False)
+    plain = EpisodeDataset.open(data)
+    dataset = EpisodeDataset.open(data, distractor=settings.distractor)
+    views = settings.recolour.views(dataset)
+    assert [view.distractor for view in views] == [settings.distractor]
+    looks = [material_of(settings, each, run).store.looks for each in (plain, dataset)]
+    for before, after in zip(*looks, strict=True):
+        assert not np.array_equal(before, after)
+    assert main(["train", f"data={data}", *TINY, *flicker, "run_dir=run"]) == 0
+    card = read_card(tmp_path / "run" / "checkpoint")
+    assert card["training"]["data"]["hash"] == dataset.content_hash != plain.content_hash
+
+
 def test_baselines_learn_from_the_models_data_and_stand_beside_it_from_then_on(
     data: Path, small_manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from worldmodel.analysis.episode import watch
+from worldmodel.data.distractor import DistractorConfig
 from worldmodel.envs import ENV_IDS, make_env
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.evaluation.baselines import ManifestConfig, make_manifest, manifest_path
@@ -98,6 +99,21 @@ def test_the_same_tasks_in_other_colours(
     assert dressed["episodes_table"] != reference
     with pytest.raises(ConfigError, match="did you mean 'new_colours'"):
         evaluate(replace(config, looks="new_colors"), progress=False)
+
+
+def test_the_same_tasks_under_a_distractor(
+    config: EvaluateConfig, reference: list[dict[str, object]], tmp_path: Path
+) -> None:
+    flicker = replace(config, distractor=DistractorConfig(kind="flicker"), run_dir=str(tmp_path))
+    found = evaluate(flicker, progress=False).to_json()
+    starts = [[row["start_distance_m"] for row in table] for table in (found["episodes_table"], reference)]
+    assert starts[0] == starts[1]
+    assert found["episodes_table"] != reference
+    assert found["agent"]["distractor"]["kind"] == "flicker"
+    with pytest.raises(ConfigError, match="distractor"):
+        evaluate(replace(config, run_dir=str(tmp_path)), progress=False)
+    with pytest.raises(ConfigError, match="under a distractor"):
+        read_subject(tmp_path, manifest=config.manifest)
 
 
 @pytest.mark.parametrize("share", np.random.default_rng(8).uniform(0.1, 1.0, size=3))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from worldmodel.data.distractor import DistractorConfig
 from worldmodel.envs import make_env
 from worldmodel.envs.base import GoalEnv
 from worldmodel.errors import ConfigError, DataError
@@ -38,11 +39,12 @@ class SeekingAgent:
         self.replan_s_per_problem: list[float] = []
         self.seen: list[dict[str, Any]] = []
         self.seeds: Sequence[int] = ()
+        self.goals: Sequence[Goal] = ()
         self._until = until
         self._goals: list[NDArray[np.float64]] = []
 
     def reset(self, goals: Sequence[Goal], *, seeds: Sequence[int], rows: Sequence[int] | None = None) -> None:
-        self.seeds, self.seen = tuple(seeds), []
+        self.seeds, self.seen, self.goals = tuple(seeds), [], tuple(goals)
         self._goals = []
         for goal in goals:
             assert goal.state is not None
@@ -130,6 +132,28 @@ def test_agents_get_stacked_observations_their_seeds_and_states_only_when_needed
     agent.needs_state = False
     run_block(_block(manifest, [3, 1]), agent, envs)
     assert "state" not in agent.seen[0]
+
+
+def test_a_distractor_lies_over_what_the_agent_sees_and_nothing_else(manifest: Manifest, envs: list[GoalEnv]) -> None:
+    flicker = DistractorConfig(kind="flicker")
+    rendered = [make_env("reach") for _ in range(2)]
+    agents, runs = [SeekingAgent(until=60) for _ in range(3)], []
+    blocks = [_block(manifest, [0, 1]), *(replace(_block(manifest, [0, 1]), distractor=flicker) for _ in range(2))]
+    for agent, block in zip(agents, blocks, strict=True):
+        runs.append([run.result for run in run_block(block, agent, rendered)])
+    for env in rendered:
+        env.close()
+    plain, seen, again = ([obs["pixels"] for obs in agent.seen] for agent in agents)
+    np.testing.assert_array_equal(seen, again)
+    changed = np.array(seen) != np.array(plain)  # (steps, B, Y, X, 3)
+    assert changed.any(axis=(2, 3, 4)).all(), "every frame of every episode"
+    assert 0.15 < changed.any(axis=-1).mean() < 0.25, "a patch of .4 x .6"
+    first, second = np.array(seen)[:2, 0]
+    assert (first != second)[: round(0.4 * 64)].any(axis=-1).mean() > 0.5, "which flickers"
+    goals = [np.stack([goal.pixels for goal in agent.goals]) for agent in agents]
+    assert (goals[0] != goals[1]).any(axis=(1, 2, 3)).all()
+    assert not np.array_equal(goals[1][0, :26], seen[0][0, :26]), "a goal picture has noise of its own"
+    assert runs[0] == runs[1], "who looks at the state alone is not distracted"
 
 
 def test_replan_seconds_of_this_block_are_kept(manifest: Manifest, envs: list[GoalEnv]) -> None:

@@ -130,7 +130,7 @@ COMMANDS: dict[str, Command] = {
             ("encoder=huggingface", "V-JEPA 2 in a local folder (encoder.path); original: Meta's files; dinov3_small"),
             ("labelled_episodes=N", "use the actions of N training episodes only"),
             ("pseudo_labels.steps=S", "and guess those of the others from their video"),
-            ("recolour.copies=3", "see every frame in random other colours as well, against a change of looks"),
+            ("recolour.copies=3", "see frames in random other colours as well; distractor.kind=flicker: under noise"),
             ("frozen=false", "train the encoder as well, from pixels; needs weights.reconstruction=0"),
             ("latent=compact", "planning space: compact, patch, or pixels: draws frames, compares pictures (foil)"),
             ("steps=5000", "optimiser steps; an interrupted run continues with the same run_dir"),
@@ -188,7 +188,7 @@ COMMANDS: dict[str, Command] = {
         keys=(
             ("env=push", "environment whose shipped manifest is used (manifest=FILE for another)"),
             ("episodes=100", "first N tasks of the manifest"),
-            ("looks=new_colours", "the same tasks, colours drawn for each"),
+            ("looks=new_colours", "the same tasks, colours drawn for each; distractor.kind=flicker: noise over a part"),
             ("checkpoint=shipped", "trained model: the one in the package, tabletop_any_colour, or a folder"),
             ("planner=mppi", "another search: see worldmodel plan --help"),
             ("delay=measured", "the robot goes on while a plan is computed; or a number of control steps"),

@@ -59,7 +59,9 @@ class RecolourConfig:
     def views(self, dataset: EpisodeDataset) -> list[EpisodeDataset]:
         """The data set in each of the other colours."""
         colours = [Recolouring(strength=self.strength, seed=copy) for copy in range(self.copies)]
-        return [EpisodeDataset.open(dataset.path, recolouring=colour) for colour in colours]
+        return [
+            EpisodeDataset.open(dataset.path, distractor=dataset.distractor, recolouring=colour) for colour in colours
+        ]
 
 
 @dataclass(kw_only=True)

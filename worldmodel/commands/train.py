@@ -20,6 +20,7 @@ from worldmodel.commands.run import (
     listening,
     numbers_of,
 )
+from worldmodel.data.distractor import DistractorConfig
 from worldmodel.data.episodes import EpisodeDataset
 from worldmodel.errors import ConfigError
 from worldmodel.hardware import hardware_facts
@@ -52,6 +53,7 @@ class Settings(RunSettings, DynamicsConfig):
 
     Attributes:
         data: Episode file.
+        distractor: Drawn over every frame (`evaluate` draws the like over what the model then sees).
         encoder: Where the features come from: a pretrained encoder, released V-JEPA weights, or a fresh one (random
             weights, timm's, or raw patches).
         labelled_episodes: Training episodes whose actions are used, drawn by the seed; a smaller number gives a subset
@@ -71,6 +73,7 @@ class Settings(RunSettings, DynamicsConfig):
     """
 
     data: str
+    distractor: DistractorConfig = field(default_factory=DistractorConfig)
     encoder: PretrainedEncoder | OfficialEncoderConfig | EncoderConfig = field(default_factory=PretrainedEncoder)
     labelled_episodes: int | None = None
     recolour: RecolourConfig = field(default_factory=RecolourConfig)
@@ -105,7 +108,7 @@ def run(settings: Settings, run: Run) -> Outcome:
     if settings.horizon < 1:
         raise ConfigError(f"horizon must be >= 1, got {settings.horizon}")
     check_sinks(settings.sinks, "tensorboard")
-    dataset = EpisodeDataset.open(settings.data)
+    dataset = EpisodeDataset.open(settings.data, distractor=settings.distractor)
     what = "dynamics" if settings.frozen else "encoder and dynamics"
     subject = "to draw the frames" if settings.latent == "pixels" else f"the {settings.latent} {what}"
     run.note(
@@ -147,7 +150,7 @@ def clone(settings: Settings, run: Run) -> Outcome:
             "behaviour is cloned on the features of a frozen encoder, in the colours of the file; set frozen=true and "
             "recolour.copies=0"
         )
-    dataset = EpisodeDataset.open(settings.data)
+    dataset = EpisodeDataset.open(settings.data, distractor=settings.distractor)
     run.note(
         f"Cloning the behaviour in {len(dataset)} episodes of {', '.join(dataset.env_ids)}, {settings.steps} steps"
     )

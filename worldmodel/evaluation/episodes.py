@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from worldmodel.control.threads import torch_threads
 from worldmodel.control.workers import parallel_map
+from worldmodel.data.distractor import DistractorConfig, distract
 from worldmodel.envs import make_env
 from worldmodel.envs.base import GoalEnv, Task
 from worldmodel.errors import ConfigError, DataError
@@ -65,7 +67,7 @@ class EpisodeResult:
         Raises:
             DataError: A field is missing.
         """
-        names = [field.name for field in fields(cls) if field.name in record or field.default is MISSING]
+        names = [item.name for item in fields(cls) if item.name in record or item.default is MISSING]
         missing = [name for name in names if name not in record]
         if missing:
             raise DataError(f"episode row lacks {missing}; it holds {sorted(record)}")
@@ -99,6 +101,7 @@ class Block:
         episodes: Indices of the tasks in their manifest.
         tasks: The tasks, one environment each.
         seeds: Seeds of the agent, one stream per episode.
+        distractor: Drawn over what the agent sees, the goal picture included; the seeds are its streams.
     """
 
     env: str
@@ -106,6 +109,7 @@ class Block:
     episodes: tuple[int, ...]
     tasks: tuple[Task, ...]
     seeds: tuple[int, ...]
+    distractor: DistractorConfig = field(default_factory=DistractorConfig)
 
     def __post_init__(self) -> None:
         if not len(self.episodes) == len(self.tasks) == len(self.seeds) >= 1:
@@ -141,7 +145,13 @@ def agent_seed(task_seed: int, run_seed: int) -> int:
 
 
 def make_blocks(  # the schedule, and nothing about outcomes
-    env: str, image_size: int, tasks: Sequence[tuple[int, Task, int]], *, batch: int, workers: int
+    env: str,
+    image_size: int,
+    tasks: Sequence[tuple[int, Task, int]],
+    *,
+    batch: int,
+    workers: int,
+    distractor: DistractorConfig | None = None,
 ) -> list[Block]:
     """Cut episodes into blocks of at most `batch`, smaller when that keeps every worker busy.
 
@@ -151,6 +161,7 @@ def make_blocks(  # the schedule, and nothing about outcomes
         tasks: (episode, task, agent seed) triples.
         batch: Largest number of episodes in a block, >= 1.
         workers: Number of processes, >= 1.
+        distractor: Drawn over what the agent sees; None for nothing.
 
     Raises:
         ConfigError: `batch` or `workers` is not positive.
@@ -161,7 +172,8 @@ def make_blocks(  # the schedule, and nothing about outcomes
     blocks = []
     for first in range(0, len(tasks), size):
         episodes, block_tasks, seeds = zip(*tasks[first : first + size], strict=True)
-        blocks.append(Block(env=env, image_size=image_size, episodes=episodes, tasks=block_tasks, seeds=seeds))
+        block = Block(env=env, image_size=image_size, episodes=episodes, tasks=block_tasks, seeds=seeds)
+        blocks.append(block if distractor is None else replace(block, distractor=distractor))
     return blocks
 
 
@@ -189,8 +201,12 @@ def run_block(
         for env, task, seed in zip(envs, block.tasks, block.seeds, strict=True)
     ]
     goals = [
-        Goal(pixels=env.render_goal(task), state=task.goal, appearance=task.appearance)
-        for env, task in zip(envs, block.tasks, strict=True)
+        Goal(pixels=pixels, state=task.goal, appearance=task.appearance)
+        for pixels, task in zip(
+            _distracted(block, [env.render_goal(task) for env, task in zip(envs, block.tasks, strict=True)], 0),
+            block.tasks,
+            strict=True,
+        )
     ]
     agent.reset(goals, seeds=block.seeds)
     timed_before = len(_replan_seconds(agent))
@@ -199,6 +215,8 @@ def run_block(
     steps = envs[0].max_steps
     for step in range(steps + 1):
         obs = _stack(frames, envs, agent)
+        if "pixels" in obs:
+            obs["pixels"] = np.stack(_distracted(block, obs["pixels"], step + 1))
         if observer is not None:
             observer(step, obs, infos)
         if step == steps:
@@ -255,6 +273,14 @@ def _stack(frames: Sequence[dict[str, Any]], envs: Sequence[GoalEnv], agent: Age
     if agent.needs_state:
         obs["state"] = [env.get_state() for env in envs]
     return obs
+
+
+def _distracted(block: Block, pictures: Sequence[NDArray[np.uint8]], step: int) -> list[NDArray[np.uint8]]:
+    """One picture (Y, X, 3) of every episode, with the distractor of a block over it; step 0 is the goal's."""
+    return [
+        distract(picture[None], block.distractor, episode=seed, steps=np.array([step]))[0]
+        for picture, seed in zip(pictures, block.seeds, strict=True)
+    ]
 
 
 def _column(infos: Sequence[dict[str, Any]], key: str) -> list[float]:

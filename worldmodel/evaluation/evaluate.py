@@ -13,6 +13,7 @@ from worldmodel.control.agents import MPCAgent
 from worldmodel.control.collect import spec_of
 from worldmodel.control.objectives import Objective, default_objective
 from worldmodel.control.policy_agent import PolicyAgent
+from worldmodel.data.distractor import DistractorConfig
 from worldmodel.envs import make_env, resolve_env_id
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.evaluation.delay import kept_delay
@@ -48,6 +49,7 @@ class EvaluateConfig:
         batch: Episodes a process runs in lockstep; outcomes do not depend on it.
         manifest: "shipped" for the environment's own test tasks, "validation" for its validation tasks, or a path.
         looks: "trained", or "new_colours" for the same tasks in colours drawn for each; None leaves them as they are.
+        distractor: Drawn over everything the agent sees, the goal picture included; the tasks are the same.
         run_dir: Folder that records finished episodes and continues from them; None keeps nothing.
         seed: Seed of the planners' streams, mixed with every task's own.
         delay: Control steps that pass before a plan takes over, while the robot goes on with the last one; "measured"
@@ -69,6 +71,7 @@ class EvaluateConfig:
     batch: int = 10
     manifest: str = "shipped"
     looks: str | None = None
+    distractor: DistractorConfig = field(default_factory=DistractorConfig)
     run_dir: str | None = None
     seed: int = 0
     delay: str = "0"
@@ -210,9 +213,11 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> EvalResult:
         flops = measure_flops(factory.world_model(), factory.objective, factory.planner.horizon)
     log = None
     if config.run_dir is not None:
-        log = RunLog(Path(config.run_dir), identity_of(manifest, factory, schedule))
-    runs = run_manifest(manifest, factory, schedule, log=log, progress=progress)
+        log = RunLog(Path(config.run_dir), identity_of(manifest, factory, schedule, config.distractor))
+    runs = run_manifest(manifest, factory, schedule, log=log, distractor=config.distractor, progress=progress)
     agent = {"checkpoint": str(factory.checkpoint), "seed": config.seed, **factory.identity()}
+    if config.distractor.facts is not None:
+        agent["distractor"] = config.distractor.facts
     result = summarise(manifest, agent, runs, flops=flops, extra=extra)
     if log is not None:
         log.finish(result.to_json(), runs)

@@ -31,6 +31,8 @@ def read_subject(folder: Path, *, manifest: str = "shipped", checkpoint: str | N
     agent = dict(result.agent)
     if agent.pop("type", None) != ModelAgents.__name__:
         raise ConfigError(f"{folder} is no run of a world model that plans; only plans can be explained")
+    if "distractor" in agent:
+        raise ConfigError(f"{folder} was run under a distractor, which its oracles would not see; explain a plain run")
     tasks = find_manifest(manifest, result.env_id)
     if tasks.hash != result.manifest_hash:
         raise ConfigError(

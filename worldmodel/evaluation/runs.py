@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from worldmodel.data.distractor import DistractorConfig
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.episodes import AgentFactory, EpisodeRun, agent_seed, make_blocks, run_episodes
 from worldmodel.evaluation.manifest import Manifest
@@ -41,13 +42,17 @@ class Schedule:
             raise ConfigError(f"seed must be >= 0, got {self.seed}")
 
 
-def identity_of(manifest: Manifest, factory: AgentFactory, schedule: Schedule) -> dict[str, Any]:
+def identity_of(
+    manifest: Manifest, factory: AgentFactory, schedule: Schedule, distractor: DistractorConfig | None = None
+) -> dict[str, Any]:
     """Everything an outcome depends on, JSON-ready."""
+    facts = None if distractor is None else distractor.facts
     return {
         "env": manifest.env_id,
         "manifest_hash": manifest.hash,
         "seed": schedule.seed,
         "agent": factory.identity(),
+        **({} if facts is None else {"distractor": facts}),
     }
 
 
@@ -58,6 +63,7 @@ def run_manifest(
     *,
     log: RunLog | None = None,
     only: Sequence[int] | None = None,
+    distractor: DistractorConfig | None = None,
     label: str = "model",
     progress: bool = True,
 ) -> list[EpisodeRun]:
@@ -69,6 +75,7 @@ def run_manifest(
         schedule: How many, how parallel, which seed.
         log: Record to continue and to append every finished block to; None keeps everything in memory.
         only: Indices of the tasks to run; None means the first `schedule.episodes`.
+        distractor: Drawn over what the agent sees; None for nothing.
         label: Name in the progress bar.
         progress: Show a bar on stderr when that is a terminal.
 
@@ -84,7 +91,14 @@ def run_manifest(
         raise ConfigError(f"episodes must be in [1, {len(manifest)}], got {max(wanted) + 1}: {held}")
     finished = {} if log is None else {i: run for i, run in log.finished.items() if i in wanted}
     tasks = [(i, manifest.tasks[i], agent_seed(manifest.seeds[i], schedule.seed)) for i in wanted if i not in finished]
-    blocks = make_blocks(manifest.env_id, factory.image_size, tasks, batch=schedule.batch, workers=schedule.workers)
+    blocks = make_blocks(
+        manifest.env_id,
+        factory.image_size,
+        tasks,
+        batch=schedule.batch,
+        workers=schedule.workers,
+        distractor=distractor,
+    )
     with _Bar(label, len(wanted), progress) as bar:
         bar.show(list(finished.values()))
         for runs in run_episodes(blocks, factory, workers=schedule.workers):
