@@ -130,6 +130,18 @@ def test_published_recipes_are_chosen_by_name(family: str) -> None:
     assert (chain.target.ema_start, chain.target.ema_end) == momentum
 
 
+def test_the_distractor_is_all_that_sets_its_experiment_apart_from_the_low_label_cells() -> None:
+    plain, noisy = (load("reproduce", [f"experiment={name}"]).settings for name in ("low_label", "distractor"))
+    assert noisy.collect_push == plain.collect_push
+    for command in ("pretrain", "train", "evaluate"):
+        wanted = [*getattr(plain.low_label, command), "distractor.kind=flicker"]
+        assert getattr(noisy.low_label, command) == wanted
+    for name, arm in noisy.low_label.parsed().items():
+        known = plain.low_label.parsed()[name]
+        assert (arm.pretrain, arm.train, arm.like) == (known.pretrain, known.train, known.like)
+    assert noisy.low_label.episodes == plain.low_label.episodes
+
+
 def test_published_schedules_have_the_published_length_and_ends() -> None:
     """Vjepa.md 1.7: steps, warm-up, peak, and where the rate ends (version 1 is cut at 1 / 1.25 of its cosine)."""
     from worldmodel.learning.fit_config import learning_rate

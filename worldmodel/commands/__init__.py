@@ -308,6 +308,7 @@ COMMANDS: dict[str, Command] = {
         keys=(
             ("experiment=quick", "quick (90 minutes on two cores), shipped (the checkpoint in the package), tiny"),
             ("experiment=low_label", "targets, random and end-to-end encoders at few labelled episodes, cell by cell"),
+            ("experiment=distractor", "the same with all labels, flickering noise over a quarter of every frame"),
             ("low_label.only=[ARM,...]", "make the cells of these arms alone; other calls may make the rest"),
             ("low_label.max_minutes=N", "begin no cell after N minutes; the same command goes on later"),
             ("experiment=vjepa2_vitl16", "V-JEPA as published (vjepa1_vitl16, vjepa2_vitg16, ...): for clusters"),
