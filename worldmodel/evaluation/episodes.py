@@ -200,13 +200,10 @@ def run_block(
         env.reset(seed=seed, options={"task": task})
         for env, task, seed in zip(envs, block.tasks, block.seeds, strict=True)
     ]
+    pictures = [env.render_goal(task) for env, task in zip(envs, block.tasks, strict=True)]
     goals = [
         Goal(pixels=pixels, state=task.goal, appearance=task.appearance)
-        for pixels, task in zip(
-            _distracted(block, [env.render_goal(task) for env, task in zip(envs, block.tasks, strict=True)], 0),
-            block.tasks,
-            strict=True,
-        )
+        for pixels, task in zip(_distracted(block, pictures, 0), block.tasks, strict=True)
     ]
     agent.reset(goals, seeds=block.seeds)
     timed_before = len(_replan_seconds(agent))
