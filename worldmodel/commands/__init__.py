@@ -64,10 +64,7 @@ COMMANDS: dict[str, Command] = {
             ("data=FILE", "episode file; it may hold several environments (collect with append=true)"),
             ("fit.steps=N", "optimiser steps; an interrupted run continues with the same run_dir"),
             ("encoder.depth=6", "architecture (encoder.embed_dim, ...); encoder=vit_tiny to vit_giant as published"),
-            (
-                "target=ema_repaired",
-                "what is predicted; any_colour, teacher, online, pixels; vjepa1, vjepa2, vjepa2_1 as published",
-            ),
+            ("target=ema_repaired", "or any_colour, teacher, online, pixels; vjepa1, vjepa2, vjepa2_1 as published"),
             ("target.mask.kind=blocks", "what is hidden: blocks, published, tube, momentary, future or motion"),
             ("target.recolour=1", "what is visible is seen in random other colours; what is predicted is not"),
             ("model_out=FOLDER", "target=any_colour target.path=MODEL: the model with the student as its encoder"),

@@ -50,6 +50,9 @@ class DistractorConfig:
         return None if self.kind == "none" else asdict(self)
 
 
+NO_DISTRACTOR = DistractorConfig()
+
+
 def distract(
     pixels: NDArray[np.uint8], config: DistractorConfig, *, episode: int, steps: NDArray[np.int64]
 ) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from worldmodel.control.threads import torch_threads
 from worldmodel.control.workers import parallel_map
-from worldmodel.data.distractor import DistractorConfig, distract
+from worldmodel.data.distractor import NO_DISTRACTOR, DistractorConfig, distract
 from worldmodel.envs import make_env
 from worldmodel.envs.base import GoalEnv, Task
 from worldmodel.errors import ConfigError, DataError
@@ -67,7 +67,7 @@ class EpisodeResult:
         Raises:
             DataError: A field is missing.
         """
-        names = [item.name for item in fields(cls) if item.name in record or item.default is MISSING]
+        names = [field.name for field in fields(cls) if field.name in record or field.default is MISSING]
         missing = [name for name in names if name not in record]
         if missing:
             raise DataError(f"episode row lacks {missing}; it holds {sorted(record)}")
@@ -109,7 +109,7 @@ class Block:
     episodes: tuple[int, ...]
     tasks: tuple[Task, ...]
     seeds: tuple[int, ...]
-    distractor: DistractorConfig = field(default_factory=DistractorConfig)
+    distractor: DistractorConfig = NO_DISTRACTOR
 
     def __post_init__(self) -> None:
         if not len(self.episodes) == len(self.tasks) == len(self.seeds) >= 1:
@@ -151,7 +151,7 @@ def make_blocks(  # the schedule, and nothing about outcomes
     *,
     batch: int,
     workers: int,
-    distractor: DistractorConfig | None = None,
+    distractor: DistractorConfig = NO_DISTRACTOR,
 ) -> list[Block]:
     """Cut episodes into blocks of at most `batch`, smaller when that keeps every worker busy.
 
@@ -161,7 +161,7 @@ def make_blocks(  # the schedule, and nothing about outcomes
         tasks: (episode, task, agent seed) triples.
         batch: Largest number of episodes in a block, >= 1.
         workers: Number of processes, >= 1.
-        distractor: Drawn over what the agent sees; None for nothing.
+        distractor: Drawn over what the agent sees.
 
     Raises:
         ConfigError: `batch` or `workers` is not positive.
@@ -172,8 +172,16 @@ def make_blocks(  # the schedule, and nothing about outcomes
     blocks = []
     for first in range(0, len(tasks), size):
         episodes, block_tasks, seeds = zip(*tasks[first : first + size], strict=True)
-        block = Block(env=env, image_size=image_size, episodes=episodes, tasks=block_tasks, seeds=seeds)
-        blocks.append(block if distractor is None else replace(block, distractor=distractor))
+        blocks.append(
+            Block(
+                env=env,
+                image_size=image_size,
+                episodes=episodes,
+                tasks=block_tasks,
+                seeds=seeds,
+                distractor=distractor,
+            )
+        )
     return blocks
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from worldmodel.data.distractor import DistractorConfig
+from worldmodel.data.distractor import NO_DISTRACTOR, DistractorConfig
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.episodes import AgentFactory, EpisodeRun, agent_seed, make_blocks, run_episodes
 from worldmodel.evaluation.manifest import Manifest
@@ -43,16 +43,15 @@ class Schedule:
 
 
 def identity_of(
-    manifest: Manifest, factory: AgentFactory, schedule: Schedule, distractor: DistractorConfig | None = None
+    manifest: Manifest, factory: AgentFactory, schedule: Schedule, distractor: DistractorConfig = NO_DISTRACTOR
 ) -> dict[str, Any]:
     """Everything an outcome depends on, JSON-ready."""
-    facts = None if distractor is None else distractor.facts
     return {
         "env": manifest.env_id,
         "manifest_hash": manifest.hash,
         "seed": schedule.seed,
         "agent": factory.identity(),
-        **({} if facts is None else {"distractor": facts}),
+        **({} if distractor.facts is None else {"distractor": distractor.facts}),
     }
 
 
@@ -63,7 +62,7 @@ def run_manifest(
     *,
     log: RunLog | None = None,
     only: Sequence[int] | None = None,
-    distractor: DistractorConfig | None = None,
+    distractor: DistractorConfig = NO_DISTRACTOR,
     label: str = "model",
     progress: bool = True,
 ) -> list[EpisodeRun]:
@@ -75,7 +74,7 @@ def run_manifest(
         schedule: How many, how parallel, which seed.
         log: Record to continue and to append every finished block to; None keeps everything in memory.
         only: Indices of the tasks to run; None means the first `schedule.episodes`.
-        distractor: Drawn over what the agent sees; None for nothing.
+        distractor: Drawn over what the agent sees.
         label: Name in the progress bar.
         progress: Show a bar on stderr when that is a terminal.
 
